@@ -3,18 +3,15 @@
 ``docs/configuration.md`` documents each key; ``appliance config`` prints the effective value.
 """
 
-import os
-import socket
-import tomllib
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from appliance.errors import ConfigError
 from appliance.frame import MAX_TAG, NAME_PATTERN
 
-Name = Annotated[str, msgspec.Meta(pattern=f"^{NAME_PATTERN.pattern}$", description="lower-case letters, digits, - and _")]
+Name = Annotated[
+    str, msgspec.Meta(pattern=f"^{NAME_PATTERN.pattern}$", description="lower-case letters, digits, - and _")
+]
 Tag = Annotated[int, msgspec.Meta(ge=0, le=MAX_TAG)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -27,19 +24,19 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of all sections: a key that is not known is an error, never ignored."""
 
 
-class DeviceConfig(Section):
+class DeviceConfig(Section, frozen=True, kw_only=True):
     name: str = ""
     """Name in topics and logs; empty: the host's name."""
     state_dir: str = ""
     """Keys, certificates, spool; empty: $APPLIANCE_STATE, or ~/.local/state/appliance."""
 
 
-class LogConfig(Section):
+class LogConfig(Section, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
 
 
-class CameraConfig(Section):
+class CameraConfig(Section, frozen=True, kw_only=True):
     name: Name = "camera"
     url: str = "synthetic:"
     """``synthetic:``, a file, a directory of images, ``rtsp://…``, ``/dev/video0``, ``picamera2:``."""
@@ -59,7 +56,7 @@ class CameraConfig(Section):
     """No frame for so long: the camera counts as frozen and is opened again."""
 
 
-class HandlerConfig(Section):
+class HandlerConfig(Section, frozen=True, kw_only=True):
     path: str
     """A directory with a handler.toml."""
     name: Name | None = None
@@ -70,7 +67,7 @@ class HandlerConfig(Section):
     """The handler's settings; ``model``, ``labels`` (and ``NAME.model``, ``NAME.labels``) replace files of its models."""
 
 
-class InferenceConfig(Section):
+class InferenceConfig(Section, frozen=True, kw_only=True):
     runtime: Literal["litert", "tflite"] = "litert"
     delegate: str = ""
     """Shared library of a delegate, e.g. ``libedgetpu.so.1``; empty: CPU."""
@@ -81,7 +78,7 @@ class InferenceConfig(Section):
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
 
 
-class PeerConfig(Section):
+class PeerConfig(Section, frozen=True, kw_only=True):
     """Somebody who may connect to the zipper."""
 
     name: Name
@@ -92,7 +89,7 @@ class PeerConfig(Section):
     emits: tuple[Tag, ...] = ()
 
 
-class ZipperConfig(Section):
+class ZipperConfig(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 0
     """0: any free port (a single box); fix it where sources are elsewhere."""
@@ -101,7 +98,7 @@ class ZipperConfig(Section):
     ring_mb: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
 
 
-class MqttConfig(Section):
+class MqttConfig(Section, frozen=True, kw_only=True):
     url: str = ""
     """``mqtt://host[:1883]`` or ``mqtts://host[:8883]``; empty: start a private broker."""
     username: str = ""
@@ -114,7 +111,7 @@ class MqttConfig(Section):
     stats_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
 
 
-class Config(Section):
+class Config(Section, frozen=True, kw_only=True):
     device: DeviceConfig = DeviceConfig()
     log: LogConfig = LogConfig()
     cameras: Annotated[tuple[CameraConfig, ...], msgspec.Meta(max_length=16)] = (CameraConfig(),)

@@ -7,7 +7,6 @@ never changed: each stage makes a new one with :meth:`Frame.after` or :meth:`Fra
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 MAX_TAG = 0xFFFF_FFFF
 RESERVED_TAGS = range(0xF000, 0x1_0000)
@@ -28,8 +27,6 @@ PICTURE_FORMATS = frozenset({"jpeg", "rgb", "gray"})
 FORMATS = PICTURE_FORMATS | {"cbor", "json", "bytes"}
 
 MetaValue = str | int | float | bool
-_EMPTY: Mapping[str, int] = MappingProxyType({})
-_NO_META: Mapping[str, MetaValue] = MappingProxyType({})
 
 
 def is_name(text: str) -> bool:
@@ -74,9 +71,9 @@ class Frame:
     payload: bytes | memoryview
     width: int = 0
     height: int = 0
-    meta: Mapping[str, MetaValue] = field(default=_NO_META)
+    meta: Mapping[str, MetaValue] = field(default_factory=dict)
     """What the camera knows of the picture, e.g. ``truth`` of a synthetic one; handlers do not see it."""
-    spent: Mapping[str, int] = field(default=_EMPTY)
+    spent: Mapping[str, int] = field(default_factory=dict)
     """Microseconds spent in each stage so far, in order; their sum is the frame's age since capture."""
     producer: Producer | None = None
 

@@ -49,7 +49,7 @@ class Assembler(Generic[In]):
     """Packets in, messages out; sans-IO. Raises PeerError on anything that is not a known message."""
 
     def __init__(self, accepts: object, limit: int = MAX_MESSAGE_BYTES) -> None:
-        self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(accepts)  # type: ignore[arg-type]  # a union of struct types
+        self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(accepts)
         self._parts: list[bytes] = []
         self._size = 0
         self._limit = limit

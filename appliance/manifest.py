@@ -1,0 +1,84 @@
+"""A handler's manifest, ``handler.toml``: what it is, what it observes and emits, and what it may use.
+
+Deny by default: a tag, a model or a budget that is not named here is not the handler's.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from appliance.config import Name, Section, Tag
+from appliance.errors import HandlerError
+from appliance.frame import RESERVED_TAGS
+
+MANIFEST_FILE = "handler.toml"
+MAX_MANIFEST_BYTES = 64 << 10
+MAX_MODULE_BYTES = 8 << 20
+MAX_LABELS_BYTES = 256 << 10
+
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+"""A plain file name beside the manifest: no directories, nothing hidden."""
+Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?$")]
+
+
+class EmitSpec(Section, frozen=True, kw_only=True):
+    """A tag the handler may emit."""
+
+    tag: Tag
+    publish: bool = True
+    """Whether frames with this tag go to MQTT as results (other handlers may observe them either way)."""
+
+
+class ModelUse(Section, frozen=True, kw_only=True):
+    """A model the handler may use, by the name its code asks for."""
+
+    name: Name
+    file: FileName | None = None
+    """None: the operator must name one (``--set HANDLER.model=PATH``)."""
+    labels: FileName | None = None
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    ahead: bool = True
+    """Decode every observed frame for this model before the guest asks; false for one that seldom asks."""
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 1000
+    """Time of the guest's own per frame; waiting for the host does not count."""
+    memory_mb: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    """Linear memory of the guest."""
+
+
+class Manifest(Section, frozen=True, kw_only=True):
+    name: Name
+    version: Version
+    description: str = ""
+    abi: Literal["native"] = "native"
+    module: FileName = "handler.wasm"
+    observes: tuple[Tag, ...]
+    emits: tuple[EmitSpec, ...] = ()
+    models: tuple[ModelUse, ...] = ()
+    settings: dict[str, str] = {}
+    limits: Limits = Limits()
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """Read ``handler.toml`` of a handler's directory; HandlerError names the file and the key."""
+    path = directory / MANIFEST_FILE
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise HandlerError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes")
+        manifest = msgspec.convert(tomllib.loads(path.read_text("utf-8")), Manifest, strict=True)
+    except OSError as error:
+        raise HandlerError(
+            f"{path}: cannot be read: {error.strerror}; a handler is a directory with a {MANIFEST_FILE}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise HandlerError(f"{path}: {error}") from error
+    for emit in manifest.emits:
+        if emit.tag in RESERVED_TAGS:
+            raise HandlerError(f"{path}: tag {emit.tag:#x} in `emits` is reserved for the system")
+    if not manifest.observes:
+        raise HandlerError(f"{path}: `observes` names no tag, so the handler would never run")
+    return manifest
