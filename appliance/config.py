@@ -64,7 +64,7 @@ class HandlerConfig(Section, frozen=True, kw_only=True):
     observes: tuple[Tag, ...] | None = None
     """Other tags than the manifest's."""
     settings: dict[str, str] = {}
-    """The handler's settings; ``model``, ``labels`` (and ``NAME.model``, ``NAME.labels``) replace files of its models."""
+    """Settings by name; ``model`` and ``labels`` (or ``NAME.model``, ``NAME.labels``) replace files of its models."""
 
 
 class InferenceConfig(Section, frozen=True, kw_only=True):
