@@ -1,105 +1,26 @@
-"""Typed messages over a SEQPACKET socket pair.
-
-A message is a msgspec struct, msgpack-encoded; the receiver decodes it against the union of the types it
-accepts, so that whatever a hostile child sends is either one of them or an error. A message longer than one
-packet is cut in pieces: the first byte of every packet says whether more follow.
-"""
+"""The zipper's end of a packet socket; :mod:`appliance.ipc.packets` is the child's, and the format of both."""
 
 import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
-
-import msgspec
+from typing import Generic
 
 from appliance.errors import PeerError
+from appliance.ipc.packets import (
+    MAX_MESSAGE_BYTES,
+    PACKET_BYTES,
+    Assembler,
+    BlockingChannel,
+    In,
+    pack,
+    socket_pair,
+)
 
-PACKET_BYTES = 64 << 10
-"""Well under the default socket buffer (212,992 bytes), so that one packet always fits an empty one."""
-MAX_MESSAGE_BYTES = 16 << 20
+__all__ = ["Assembler", "AsyncChannel", "BlockingChannel", "pack", "socket_pair"]
+
 MAX_QUEUED_BYTES = 32 << 20
 """What may wait for a child that does not read, before the child counts as broken."""
-_LAST, _MORE = b"\x00", b"\x01"
-
-In = TypeVar("In")
-
-
-def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected packet sockets; the ends close on exec unless passed on."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-
-def pack(message: object) -> list[bytes]:
-    """The packets of one message."""
-    data = _ENCODER.encode(message)
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {len(data)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
-    if len(data) < PACKET_BYTES:
-        return [_LAST + data]
-    starts = range(0, len(data), PACKET_BYTES - 1)
-    last = starts[-1]
-    return [(_LAST if start == last else _MORE) + data[start : start + PACKET_BYTES - 1] for start in starts]
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-
-
-class Assembler(Generic[In]):
-    """Packets in, messages out; sans-IO. Raises PeerError on anything that is not a known message."""
-
-    def __init__(self, accepts: object, limit: int = MAX_MESSAGE_BYTES) -> None:
-        self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(accepts)
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._limit = limit
-
-    def feed(self, packet: bytes) -> In | None:
-        """The message that this packet completes, or None."""
-        more = packet[:1]
-        if more not in (_LAST, _MORE):
-            raise PeerError("a packet without a valid first byte")
-        self._size += len(packet) - 1
-        if self._size > self._limit:
-            raise PeerError(f"a message over the limit of {self._limit} bytes")
-        self._parts.append(packet[1:])
-        if more == _MORE:
-            return None
-        data = b"".join(self._parts)
-        self._parts.clear()
-        self._size = 0
-        try:
-            return self._decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise PeerError(f"a malformed message: {error}") from error
-
-
-class BlockingChannel(Generic[In]):
-    """A child's end: plain blocking calls."""
-
-    def __init__(self, sock: socket.socket, accepts: object) -> None:
-        self._sock = sock
-        self._assembler: Assembler[In] = Assembler(accepts)
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def send(self, message: object) -> None:
-        for packet in pack(message):
-            self._sock.send(packet)
-
-    def receive(self) -> In | None:
-        """The next message; None when the other end is closed."""
-        while True:
-            packet = self._sock.recv(PACKET_BYTES)
-            if not packet:
-                return None
-            message = self._assembler.feed(packet)
-            if message is not None:
-                return message
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 class AsyncChannel(Generic[In]):
@@ -158,6 +79,8 @@ class AsyncChannel(Generic[In]):
                 packet = self._sock.recv(PACKET_BYTES)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # said once, when the child ended without reading all; what it wrote before still follows
             except OSError as error:
                 self._end(error)
                 return
@@ -181,10 +104,14 @@ class AsyncChannel(Generic[In]):
             except BlockingIOError:
                 self._loop.add_writer(self._sock.fileno(), self._flush)
                 return
+            except (BrokenPipeError, ConnectionResetError):
+                self._queue.clear()  # the child is gone; the reader takes what it wrote before, then ends
+                self._queued = 0
             except OSError as error:
                 self._end(error)
                 return
-            self._queued -= len(self._queue.popleft())
+            else:
+                self._queued -= len(self._queue.popleft())
         self._loop.remove_writer(self._sock.fileno())
 
     def _end(self, error: Exception | None) -> None:
