@@ -1,0 +1,78 @@
+"""The device's certificate: made at first start, pinned by whoever connects to it."""
+
+import datetime as dt
+import os
+import tempfile
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from appliance.errors import DeviceError
+
+SERVER_NAME = "appliance.internal"
+"""Every device's certificate carries this one name: trust comes from the pinned certificate, not from a name."""
+CERTIFICATE_FILE = "zipper-cert.pem"
+KEY_FILE = "zipper-key.pem"
+# A box without a battery-backed clock may boot in 1970, so validity spans whatever a clock may say.
+_NOT_BEFORE = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_NOT_AFTER = dt.datetime(2199, 12, 31, tzinfo=dt.UTC)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file so that a power cut leaves the old or the new one, whole."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def ensure_certificate(directory: Path) -> tuple[Path, Path]:
+    """(certificate, key) files of this device, made where they are missing. The key is readable by its owner only."""
+    certificate, key = directory / CERTIFICATE_FILE, directory / KEY_FILE
+    if certificate.exists() and key.exists():
+        return certificate, key
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        secret = ec.generate_private_key(ec.SECP256R1())
+        write_durably(key, _key_pem(secret), 0o600)
+        write_durably(certificate, _certificate(secret).public_bytes(serialization.Encoding.PEM))
+    except OSError as error:
+        raise DeviceError(f"{directory}: cannot store the device's certificate: {error.strerror}") from error
+    return certificate, key
+
+
+def _key_pem(secret: ec.EllipticCurvePrivateKey) -> bytes:
+    return secret.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _certificate(secret: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVER_NAME)])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(secret.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_NOT_BEFORE)
+        .not_valid_after(_NOT_AFTER)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(secret, hashes.SHA256())
+    )

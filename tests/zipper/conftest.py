@@ -1,0 +1,1 @@
+from zipper_on_loopback import ring, running  # noqa: F401 - fixtures
