@@ -21,7 +21,9 @@ RUSTC = Path("/usr/bin/rustc")
 """Debian's, by path: a rustup toolchain that comes first on PATH makes other bytes."""
 RUSTC_VERSION = "1.63.0"
 
-STACK_BYTES = 16 << 10
+C_STACK_BYTES = 16 << 10
+RUST_STACK_BYTES = 128 << 10
+"""Without a heap, Rust keeps its buffers there."""
 MEMORY_BYTES = 16 << 20
 """The memory's declared maximum; the host refuses a module without one."""
 
@@ -40,7 +42,7 @@ C_FLAGS = (
     "-nostdlib",
     "-Wl,--no-entry",
     "-Wl,--strip-all",
-    f"-Wl,-z,stack-size={STACK_BYTES}",
+    f"-Wl,-z,stack-size={C_STACK_BYTES}",
     f"-Wl,--max-memory={MEMORY_BYTES}",
 )
 RUST_FLAGS = (
@@ -56,7 +58,7 @@ RUST_LINK_FLAGS = (
     "--crate-type=cdylib",
     "-Clto=fat",
     "-Cstrip=symbols",
-    f"-Clink-arg=-zstack-size={STACK_BYTES}",
+    f"-Clink-arg=-zstack-size={RUST_STACK_BYTES}",
     f"-Clink-arg=--max-memory={MEMORY_BYTES}",
 )
 
