@@ -109,6 +109,7 @@ APPLIANCE_EXPORT(handle) int32_t handle(void) {
   appliance_frame frame;
   uint32_t count;
   int32_t status = appliance_frame_info(&frame);
+  if (status == 0 && frame.width == 0) status = APPLIANCE_EFRAME; /* of unknown size: no box could be told */
   if (status == 0) status = infer(&count);
   if (status < 0) return status;
 

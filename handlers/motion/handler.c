@@ -121,6 +121,7 @@ APPLIANCE_EXPORT(handle) int32_t handle(void) {
   appliance_frame frame;
   char source[64];
   int32_t status = appliance_frame_info(&frame);
+  if (status == 0 && frame.width == 0) status = APPLIANCE_EFRAME; /* of unknown size: no box could be told */
   if (status < 0) return status;
   int32_t length = appliance_frame_source(source, sizeof source);
   if (length < 0) return length;

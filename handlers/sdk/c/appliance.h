@@ -5,7 +5,7 @@
  *     int32_t init(void);        optional, called once after loading; non-zero = refuse to run
  * and imports what it needs of the functions below from the module "appliance". All integers are
  * little-endian, all text is UTF-8 without a terminating zero. Functions that can fail return a
- * negative APPLIANCE_E... code. What a handler emits takes effect when handle returns 0.
+ * negative APPLIANCE_E... code and then have done nothing. What a handler emits takes effect when handle returns 0.
  */
 #ifndef APPLIANCE_H
 #define APPLIANCE_H
@@ -18,11 +18,11 @@
 
 enum {
   APPLIANCE_EINVAL = -1,   /* a bad argument: pointer outside memory, unknown format, bad index */
-  APPLIANCE_ENOENT = -2,   /* no such model, setting, label or key */
+  APPLIANCE_ENOENT = -2,   /* no such model, output, setting, label or key */
   APPLIANCE_ETOOBIG = -3,  /* over a limit, or the buffer is too small */
-  APPLIANCE_EDENIED = -4,  /* the manifest does not allow it: tag, model */
+  APPLIANCE_EDENIED = -4,  /* the manifest does not allow it: a tag */
   APPLIANCE_EMODEL = -5,   /* the model failed, or is not there just now */
-  APPLIANCE_EFRAME = -6,   /* the frame is not a picture, or cannot be decoded */
+  APPLIANCE_EFRAME = -6,   /* there is no frame (in init), it is not a picture, or it cannot be decoded */
 };
 
 enum { APPLIANCE_JPEG = 1, APPLIANCE_RGB = 2, APPLIANCE_GRAY = 3, APPLIANCE_CBOR = 4, APPLIANCE_JSON = 5, APPLIANCE_BYTES = 6 };
@@ -36,7 +36,7 @@ typedef struct {
   uint64_t captured_ns; /* @8  wall clock, since 1970 */
   uint32_t tag;         /* @16 */
   uint32_t format;      /* @20 APPLIANCE_JPEG ... */
-  uint32_t width;       /* @24 pixels; 0 for data */
+  uint32_t width;       /* @24 pixels; 0 for data, and for a JPEG that a handler emitted */
   uint32_t height;      /* @28 */
   uint32_t length;      /* @32 bytes of the payload */
   uint32_t reserved;    /* @36 0 */
@@ -60,7 +60,7 @@ typedef struct {
 
 /* The current frame. */
 APPLIANCE_IMPORT(frame_info) int32_t appliance_frame_info(appliance_frame *out);
-/* Name of the frame's source; returns its length. */
+/* Name of the frame's source, at most 64 bytes; returns its length. */
 APPLIANCE_IMPORT(frame_source) int32_t appliance_frame_source(char *out, uint32_t capacity);
 /* Copy payload bytes from `offset`; returns how many (0 at the end). */
 APPLIANCE_IMPORT(frame_read) int32_t appliance_frame_read(uint32_t offset, void *out, uint32_t capacity);
@@ -73,19 +73,20 @@ APPLIANCE_IMPORT(model_input) int32_t appliance_model_input(int32_t model, uint3
 APPLIANCE_IMPORT(model_output) int32_t appliance_model_output(int32_t model, uint32_t index, appliance_tensor *out);
 /* Index of the output with this name. */
 APPLIANCE_IMPORT(model_output_named) int32_t appliance_model_output_named(int32_t model, const char *name, uint32_t length);
-/* Label of a class; returns its length. */
+/* Label of a class, counted from 0; returns its length. */
 APPLIANCE_IMPORT(model_label) int32_t appliance_model_label(int32_t model, uint32_t index, char *out, uint32_t capacity);
 /* Run the model on the current frame; crop may be NULL; fit is APPLIANCE_STRETCH or _LETTERBOX. 0 = outputs are there. */
 APPLIANCE_IMPORT(infer_frame) int32_t appliance_infer_frame(int32_t model, const appliance_crop *crop, uint32_t fit);
 /* Run the model on a tensor of the guest's own: the bytes of all inputs, one after another in the model's order. */
 APPLIANCE_IMPORT(infer_tensor) int32_t appliance_infer_tensor(int32_t model, const void *data, uint32_t length);
-/* Raw bytes of output `index` of the last inference of `model`; returns how many. */
+/* Raw bytes of output `index` of the last inference of `model` about this frame, from byte `offset`; returns how many. */
 APPLIANCE_IMPORT(output_read) int32_t appliance_output_read(int32_t model, uint32_t index, uint32_t offset, void *out, uint32_t capacity);
 /* The same as real numbers (dequantised); first element `start`; returns how many floats were written. */
 APPLIANCE_IMPORT(output_f32) int32_t appliance_output_f32(int32_t model, uint32_t index, uint32_t start, float *out, uint32_t count);
 
-/* Emit a frame with a tag the manifest allows. APPLIANCE_CBOR and _JSON payloads are validated by the host. */
+/* Emit a frame with a tag the manifest allows: APPLIANCE_CBOR, _JSON (both checked by the host), _BYTES or _JPEG. The data is copied. */
 APPLIANCE_IMPORT(emit) int32_t appliance_emit(uint32_t tag, uint32_t format, const void *data, uint32_t length);
+/* A line in the appliance's log: APPLIANCE_DEBUG ... _ERROR. */
 APPLIANCE_IMPORT(log) int32_t appliance_log(uint32_t level, const char *text, uint32_t length);
 /* Monotonic nanoseconds since an arbitrary start. */
 APPLIANCE_IMPORT(now_ns) int64_t appliance_now_ns(void);
