@@ -1,1 +1,1 @@
-
+"""This device: logging, its state directory, its processes' memory, its LEDs."""

@@ -36,7 +36,8 @@ async def connect(host: str, port: int, certificate: Path, session: Session) -> 
     try:
         link.connect(transport.get_extra_info("peername"))
         with suppress(TimeoutError):
-            await asyncio.wait_for(link.settled.wait(), CONNECT_SECONDS)
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await link.settled.wait()
         if link.down or not link.settled.is_set():
             raise PeerError(f"no zipper with the pinned certificate answers at {host}:{port}")
         keepalive = asyncio.create_task(_keep_alive(link), name="quic keepalive")
@@ -47,7 +48,8 @@ async def connect(host: str, port: int, certificate: Path, session: Session) -> 
     finally:
         link.close()
         with suppress(TimeoutError):
-            await asyncio.wait_for(link.wait_closed(), CLOSE_SECONDS)
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await link.wait_closed()
         transport.close()
 
 

@@ -1,8 +1,6 @@
 """The device's certificate: made at first start, pinned by whoever connects to it."""
 
 import datetime as dt
-import os
-import tempfile
 from pathlib import Path
 
 from cryptography import x509
@@ -10,6 +8,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from appliance.device.durable import write_durably
 from appliance.errors import DeviceError
 
 SERVER_NAME = "appliance.internal"
@@ -19,26 +18,6 @@ KEY_FILE = "zipper-key.pem"
 # A box without a battery-backed clock may boot in 1970, so validity spans whatever a clock may say.
 _NOT_BEFORE = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NOT_AFTER = dt.datetime(2199, 12, 31, tzinfo=dt.UTC)
-
-
-def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace a file so that a power cut leaves the old or the new one, whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def ensure_certificate(directory: Path) -> tuple[Path, Path]:

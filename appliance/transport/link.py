@@ -9,6 +9,7 @@ from aioquic.asyncio.protocol import QuicConnectionProtocol, QuicStreamHandler
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import QuicErrorCode
 
 from appliance.errors import PeerError
 from appliance.frame import Frame
@@ -116,6 +117,11 @@ class Link(QuicConnectionProtocol):
                 self.send_control(Reject(code, message[:200]))
                 self.transmit()
             self.close(ERROR_CODE, f"{code}: {message}"[:200])
+
+    def close(self, error_code: int = QuicErrorCode.NO_ERROR, reason_phrase: str = "") -> None:
+        """Close from our side. The session hears of it at once, not after QUIC's closing period."""
+        super().close(error_code, reason_phrase)
+        self._lost(reason_phrase or "closed by us")
 
     # --- receiving -------------------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-from zipper_on_loopback import ring, running  # noqa: F401 - fixtures
+from zipper_on_loopback import peers, ring, running  # noqa: F401 - fixtures

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from zipper_on_loopback import CREDENTIAL, Running
 
 from appliance.config import PeerConfig
 from appliance.errors import PeerError
@@ -14,7 +15,6 @@ from appliance.transport.peer import Address, DismissedError, RejectedError, joi
 from appliance.wire import PROTOCOL_VERSION, Goaway, Hello, Report
 from appliance.zipper import server as server_module
 from appliance.zipper.conversation import SOURCE_CREDITS
-from zipper_on_loopback import CREDENTIAL, Running
 
 
 def picture(seq: int, *, source: str = "camera", tag: int = 1, size: int = 50_000) -> Frame:

@@ -28,7 +28,9 @@ class Running:
     address: Address
 
     @asynccontextmanager
-    async def source(self, name: str = "camera", *, emits: tuple[int, ...] = (1,), lossless: bool = False) -> AsyncIterator[Peer]:
+    async def source(
+        self, name: str = "camera", *, emits: tuple[int, ...] = (1,), lossless: bool = False
+    ) -> AsyncIterator[Peer]:
         hello = Hello(PROTOCOL_VERSION, "source", name, CREDENTIAL, emits=emits, lossless=lossless)
         async with join(self.address, hello) as peer:
             yield peer

@@ -1,0 +1,76 @@
+"""The state directory: what a device keeps between starts, and the secrets nobody else may read."""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.device.durable import write_durably
+from appliance.errors import ConfigError, DeviceError
+
+STATE_VARIABLE = "APPLIANCE_STATE"
+MAX_SECRET_BYTES = 4096
+CREDENTIAL_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class StateDirectory:
+    path: Path
+
+    @property
+    def spool(self) -> Path:
+        return self.path / "spool.sqlite"
+
+    @property
+    def address_file(self) -> Path:
+        """``host port`` of the running zipper, for clients on this box."""
+        return self.path / "zipper.address"
+
+    @property
+    def credential_file(self) -> Path:
+        return self.path / "local.credential"
+
+    @property
+    def broker(self) -> Path:
+        return self.path / "broker"
+
+    def local_credential(self) -> str:
+        """The credential of processes on this box, made at first start, readable by its owner only."""
+        if not self.credential_file.exists():
+            write_durably(self.credential_file, secrets.token_urlsafe(CREDENTIAL_BYTES).encode(), 0o600)
+        return read_secret(self.credential_file)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory: two appliances must not share keys, spool and broker."""
+        with (self.path / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.path} is in use by another running appliance; stop it, or choose another directory with "
+                    f"--state or device.state_dir"
+                ) from None
+            yield
+
+
+def open_state(configured: str) -> StateDirectory:
+    """The directory from the configuration, $APPLIANCE_STATE or ~/.local/state/appliance; made where missing."""
+    path = Path(configured or os.environ.get(STATE_VARIABLE) or Path.home() / ".local/state/appliance").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise DeviceError(f"{path}: the state directory cannot be made: {error.strerror}; see --state") from error
+    return StateDirectory(path.absolute())
+
+
+def read_secret(path: Path) -> str:
+    """A secret from a file, without the newline at its end."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_SECRET_BYTES).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the secret cannot be read: {error}") from error

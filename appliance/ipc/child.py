@@ -1,0 +1,22 @@
+"""What every child process of the appliance does first."""
+
+import ctypes
+import os
+import signal
+
+from appliance.errors import DeviceError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel signal this process when the thread that started it ends.
+
+    ``parent`` is the process that should still be there: where it is not any more, this process ends at once,
+    because the kernel would never say so again.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0):
+        raise DeviceError(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != parent:
+        raise SystemExit("the process that started this one is gone")
