@@ -105,6 +105,10 @@ class Pixels(msgspec.Struct, frozen=True, tag="pixels"):
     data: bytes
 
 
+LOADING = 0
+"""The id of a Failed that stands in for Ready: the model cannot be loaded and the process ends."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """One request failed; the process goes on. ``fault`` is ``frame``, ``request`` or ``model``."""
 

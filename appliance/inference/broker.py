@@ -1,0 +1,226 @@
+"""The zipper's way to inference: one process per model, one inference per question, however many ask it."""
+
+import asyncio
+from collections.abc import Collection, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from appliance.errors import ApplianceError, HandlerError, ModelError
+from appliance.frame import ModelRun
+from appliance.inference.ahead import Request
+from appliance.inference.host import ModelHost, ModelStatus
+from appliance.inference.memo import MEMO_BYTES, Memo, Question
+from appliance.inference.messages import (
+    Crop,
+    GetPixels,
+    Infer,
+    InferTensors,
+    Outputs,
+    Pixels,
+    Prepare,
+    Ready,
+    View,
+)
+from appliance.inference.model import ModelSpec
+from appliance.inference.process import SERVICE, ModelProcess
+from appliance.ipc.ring import FrameRef
+
+MAX_MODELS = 32
+START_SECONDS = 60.0
+"""For a model to load and run once: large models on a small board take their time."""
+UNSENT = 0
+"""Id of a request until it is sent; each process counts its own."""
+
+Identity = tuple[str, str, str]
+"""Models of the same digest, runtime and delegate share a process."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """What a model said. Times in microseconds; their sum is the time between question and answer."""
+
+    tensors: list[bytes]
+    """Raw bytes of each output, in the order of Ready.outputs."""
+    run: ModelRun
+    decode_us: int
+    """0 where the picture had been prepared, or another's answer to the same question is shared."""
+    invoke_us: int
+    wait_us: int
+
+
+class Broker:
+    """Starts models' processes as they are asked for and asks them; an async context manager.
+
+    ``ring_fd`` is the descriptor of the frames' ring, ``timeout`` the seconds a process may take for an
+    answer before it counts as hung, ``memo`` the bytes of results remembered for further handlers with the
+    same question (0: none).
+    """
+
+    def __init__(
+        self,
+        ring_fd: int,
+        timeout: float = 10.0,
+        memo: int = MEMO_BYTES,
+        *,
+        start_timeout: float = START_SECONDS,
+        command: Sequence[str] = SERVICE,
+    ) -> None:
+        self._ring_fd = ring_fd
+        self._timeout = timeout
+        self._start_timeout = start_timeout
+        self._command = command
+        self._closing = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._hosts: dict[Identity | None, tuple[ModelHost, asyncio.Task[None]]] = {}
+        self._memo: Memo[Inference | ApplianceError] = Memo(memo)
+        self._underway: dict[Question, asyncio.Task[Inference | ApplianceError]] = {}
+
+    async def __aenter__(self) -> Self:
+        self._group = await asyncio.TaskGroup().__aenter__()
+        self._loop = asyncio.get_running_loop()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        for _, task in self._hosts.values():
+            task.cancel()
+        try:
+            if self._tasks:  # requests under way fail as their process ends, rather than being cancelled
+                await asyncio.wait(self._tasks)
+        finally:
+            await self._group.__aexit__(kind, error, trace)
+
+    async def ready(self, model: ModelSpec) -> Ready:
+        """Start or join the model's process and wait until it is ready; ModelError where that fails."""
+        return await self._host(model).ready()
+
+    def prepare(self, model: ModelSpec, frame: FrameRef, view: View) -> None:
+        """Have a picture decoded before it is asked for; nothing where the model does not run or was asked."""
+        question = (identity(model), frame.key, view)
+        known = self._hosts.get(question[0])
+        if known is not None and question not in self._underway and question not in self._memo:
+            known[0].prepare(Prepare(frame, view))
+
+    async def infer(self, model: ModelSpec, frame: FrameRef, view: View) -> Inference:
+        """Run the model on (a view of) a picture, or share what it said about it already.
+
+        ModelError where the model fails or its process died twice on this; PeerError where the frame is no
+        picture that can be decoded; HandlerError where the view is not in the picture or the model takes none.
+        """
+        asked = self._loop.time()
+        question = (identity(model), frame.key, view)
+        result = self._memo.get(question)
+        shared = result is not None or question in self._underway
+        if result is None:
+            task = self._underway.get(question)
+            if task is None:
+                task = self._spawn(self._outcome(self._run(model, Infer(UNSENT, frame, view))))
+                self._underway[question] = task
+                task.add_done_callback(lambda done: self._remember(question, done))
+            result = await asyncio.shield(task)
+        if isinstance(result, ApplianceError):
+            raise type(result)(str(result))
+        if shared:
+            result = replace(result, decode_us=0, invoke_us=0)
+        return self._timed(result, asked)
+
+    async def infer_tensors(self, model: ModelSpec, inputs: list[bytes]) -> Inference:
+        """Run the model on raw bytes for each of its inputs; HandlerError where their sizes are not the model's."""
+        asked = self._loop.time()
+        wanted = [info.nbytes for info in (await self.ready(model)).inputs]
+        if [len(data) for data in inputs] != wanted:
+            raise HandlerError(f"inputs of {[len(data) for data in inputs]} bytes for a model that takes {wanted}")
+        result = await self._shielded(self._run(model, InferTensors(UNSENT, inputs)))
+        return self._timed(result, asked)
+
+    async def pixels(self, frame: FrameRef, crop: Crop, format: str, width: int, height: int) -> bytes:
+        """Samples of (a part of) a picture, ``rgb`` or ``gray``; PeerError and HandlerError as for infer."""
+        answer, _ = await self._shielded(self._host(None).ask(GetPixels(UNSENT, frame, crop, format, width, height)))
+        if not isinstance(answer, Pixels) or len(answer.data) != width * height * (3 if format == "rgb" else 1):
+            raise ModelError("the process that decodes pixels gave another answer than pixels")
+        return answer.data
+
+    def forget(self, key: int) -> None:
+        """The frame is gone: what is remembered of it, too."""
+        self._memo.forget(key)
+        for question in [question for question in self._underway if question[1] == key]:
+            del self._underway[question]
+
+    def retain(self, models: Collection[ModelSpec]) -> None:
+        """Stop the processes of all models but these: what the handlers that are left use."""
+        wanted: set[Identity | None] = {identity(model) for model in models} | {None}
+        for unused in self._hosts.keys() - wanted:
+            self._hosts.pop(unused)[1].cancel()
+
+    def status(self) -> tuple[ModelStatus, ...]:
+        """Every process there is or should be."""
+        return tuple(host.status() for host, _ in self._hosts.values())
+
+    def _host(self, model: ModelSpec | None) -> ModelHost:
+        if self._closing:
+            raise ModelError("inference is being stopped")
+        key = identity(model) if model else None
+        if key not in self._hosts:
+            if len(self._hosts) >= MAX_MODELS:
+                raise ModelError(f"{MAX_MODELS} models run already; remove a handler that uses another")
+            host = ModelHost(model, self._process)
+            self._hosts[key] = (host, self._spawn(host.run()))
+        return self._hosts[key][0]
+
+    def _process(self, spec: ModelSpec | None) -> ModelProcess:
+        return ModelProcess(
+            spec,
+            ring_fd=self._ring_fd,
+            timeout=self._timeout,
+            start_timeout=self._start_timeout,
+            command=self._command,
+        )
+
+    async def _run(self, model: ModelSpec, request: Request) -> Inference:
+        answer, ready = await self._host(model).ask(request)
+        if not isinstance(answer, Outputs) or ready.run is None:
+            raise ModelError(f"{model.path.name}: its process gave another answer than outputs")
+        return Inference(answer.tensors, ready.run, answer.decode_us, answer.invoke_us, 0)
+
+    async def _outcome(self, work: Coroutine[Any, Any, Result]) -> Result | ApplianceError:
+        """Errors as values: those who share a task all get them, and none ends the task group."""
+        try:
+            return await work
+        except ApplianceError as error:
+            return error
+
+    async def _shielded(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Wait for a request that goes on where its asker is cancelled, so that it is counted until answered."""
+        result = await asyncio.shield(self._spawn(self._outcome(work)))
+        if isinstance(result, ApplianceError):
+            raise result
+        return result
+
+    def _spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _remember(self, question: Question, task: asyncio.Task[Inference | ApplianceError]) -> None:
+        if self._underway.get(question) is not task:  # the frame is gone
+            return
+        del self._underway[question]
+        if task.cancelled() or task.exception() is not None:
+            return
+        result = task.result()
+        size = 0 if isinstance(result, ApplianceError) else sum(map(len, result.tensors))
+        self._memo.put(question, result, size)
+
+    def _timed(self, result: Inference, asked: float) -> Inference:
+        elapsed = round((self._loop.time() - asked) * 1e6)
+        return replace(result, wait_us=max(0, elapsed - result.decode_us - result.invoke_us))
+
+
+def identity(model: ModelSpec) -> Identity:
+    """What models that share a process have in common."""
+    return model.digest, model.runtime, model.delegate

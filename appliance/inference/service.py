@@ -1,0 +1,210 @@
+"""The process of one model, or of none: the one without a model decodes pixels for guests that ask for them.
+
+Started as ``python -m appliance.inference.service PARENT SOCKET_FD RING_FD [SPEC]``, SPEC being a ModelSpec
+in JSON. Three threads, so that the picture of the next frame is decoded while the model runs on this one
+(both let go of the interpreter lock): the main thread reads messages, one decodes, one runs the model.
+"""
+
+import contextlib
+import os
+import queue
+import resource
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import msgspec
+
+from appliance.errors import ApplianceError, ConfigError, DeviceError, HandlerError, ModelError, PeerError
+from appliance.inference.ahead import Desk, Prepared, Request, key_of
+from appliance.inference.delegate import Opened, open_model
+from appliance.inference.messages import (
+    LOADING,
+    Failed,
+    GetPixels,
+    Infer,
+    InferTensors,
+    Outputs,
+    Pixels,
+    Prepare,
+    Ready,
+    ToModel,
+)
+from appliance.inference.model import ModelSpec
+from appliance.inference.preprocessing import Array, PictureInput, pixels
+from appliance.inference.runtime import Model, Runtime, array_of
+from appliance.ipc.child import die_with_parent
+from appliance.ipc.packets import BlockingChannel
+from appliance.ipc.ring import FrameRef, RingReader
+
+CLOSE_SECONDS = 1.0
+"""How long the inference under way may take to end when the zipper closes the socket."""
+CRASHED = 70
+"""Exit status after an error that is a defect of ours."""
+NO_MODEL = "this process has no model"
+FAULTS: dict[type[ApplianceError], str] = {
+    PeerError: "frame",
+    HandlerError: "request",
+    ModelError: "model",
+    DeviceError: "model",
+    ConfigError: "model",
+}
+
+
+class Service:
+    """Answers the zipper's requests with one model (or none) until the socket is closed."""
+
+    def __init__(
+        self, channel: BlockingChannel[ToModel], ring: RingReader, model: Model | None, *, unit_range: bool = False
+    ) -> None:
+        self._channel = channel
+        self._sending = threading.Lock()
+        self._ring = ring
+        self._model = model
+        self._desk = Desk()
+        self._prepared: Prepared[Array] = Prepared()
+        self._spare: deque[Array] = deque()  # input tensors to be filled again
+        # One input may wait while the model runs; beyond that, decoding further would only take memory.
+        self._runs: queue.Queue[tuple[int, list[Array], int] | None] = queue.Queue(maxsize=1)
+        self._picture: PictureInput | None = None
+        self._why_not = NO_MODEL
+        try:
+            if model is not None:
+                self._picture = PictureInput(model.inputs, unit_range=unit_range)
+        except HandlerError as error:
+            self._why_not = str(error)
+
+    def run(self) -> bool:
+        """Serve until the socket is closed; whether both other threads have ended then, too."""
+        threads = [threading.Thread(target=target, daemon=True) for target in (self._decode, self._invoke)]
+        for thread in threads:
+            thread.start()
+        while (message := self._channel.receive()) is not None:
+            if not self._desk.put(message) and not isinstance(message, Prepare):
+                self._fail(message.id, ModelError("too many requests are waiting"))
+        self._desk.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+    def _decode(self) -> None:
+        while (message := self._desk.next()) is not None:
+            if isinstance(message, Prepare):
+                self._prepare(message)
+                continue
+            try:
+                self._begin(message)
+            except ApplianceError as error:
+                self._fail(message.id, error)
+        self._runs.put(None)
+
+    def _prepare(self, message: Prepare) -> None:
+        key = key_of(message)
+        if key in self._prepared:
+            return
+        try:
+            dropped = self._prepared.put(key, self._input(message))
+        except ApplianceError:
+            return  # the frame may be gone already; who asks for it all the same is told
+        if dropped is not None:
+            self._spare.append(dropped)
+
+    def _begin(self, request: Request) -> None:
+        """Do what comes before the model, and hand the rest to the thread that runs it."""
+        started = time.perf_counter_ns()
+        if isinstance(request, GetPixels):
+            self._send(Pixels(request.id, pixels(self._payload(request.frame), request)))
+        elif isinstance(request, InferTensors):
+            self._runs.put((request.id, self._tensors(request), 0))
+        else:
+            tensor = self._prepared.take(key_of(request))
+            decode_us = 0
+            if tensor is None:
+                tensor = self._input(request)
+                decode_us = (time.perf_counter_ns() - started) // 1000
+            self._runs.put((request.id, [tensor], decode_us))
+
+    def _invoke(self) -> None:
+        while (job := self._runs.get()) is not None:
+            assert self._model is not None
+            id, tensors, decode_us = job
+            started = time.perf_counter_ns()
+            try:
+                outputs = self._model.run(tensors)
+            except ModelError as error:
+                self._fail(id, error)
+                continue
+            self._send(Outputs(id, outputs, decode_us, (time.perf_counter_ns() - started) // 1000))
+            self._spare.extend(tensor for tensor in tensors if tensor.flags.writeable)
+
+    def _input(self, message: Infer | Prepare) -> Array:
+        if self._picture is None:
+            raise HandlerError(self._why_not)
+        tensor = self._spare.popleft() if self._spare else self._picture.buffer()
+        self._picture.fill(tensor, self._payload(message.frame), message.frame, message.view)
+        return tensor
+
+    def _tensors(self, request: InferTensors) -> list[Array]:
+        if self._model is None:
+            raise HandlerError(NO_MODEL)
+        infos = self._model.inputs
+        sizes, wanted = [len(data) for data in request.inputs], [info.nbytes for info in infos]
+        if sizes != wanted:
+            raise HandlerError(f"inputs of {sizes} bytes for a model that takes {wanted}")
+        return [array_of(info, data) for info, data in zip(infos, request.inputs, strict=True)]
+
+    def _payload(self, frame: FrameRef) -> memoryview:
+        try:
+            return self._ring.view(frame)
+        except IndexError as error:
+            raise PeerError(str(error)) from error
+
+    def _fail(self, id: int, error: ApplianceError) -> None:
+        self._send(Failed(id, FAULTS[type(error)], str(error)))
+
+    def _send(self, message: Outputs | Pixels | Failed) -> None:
+        # Where the zipper is gone the reading thread sees it, too, and ends the process.
+        with self._sending, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._channel.send(message)
+
+
+def main(arguments: list[str]) -> int:
+    """Load the model, say Ready, serve. The exit status is 1 where the model could not be loaded."""
+    parent, socket_fd, ring_fd = map(int, arguments[:3])
+    die_with_parent(parent)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.excepthook = _die
+    channel: BlockingChannel[ToModel] = BlockingChannel(socket.socket(fileno=socket_fd), ToModel)
+    opened: Opened | None = None
+    unit_range = False
+    try:
+        if len(arguments) > 3:
+            spec = msgspec.json.decode(arguments[3], type=ModelSpec, dec_hook=lambda _, text: Path(text))
+            opened, unit_range = open_model(spec, Runtime(spec.runtime)), spec.unit_range
+    except ApplianceError as error:
+        channel.send(Failed(LOADING, FAULTS[type(error)], str(error)))
+        return 1
+    model = opened.model if opened else None
+    if opened is None:
+        channel.send(Ready(None, [], []))
+    else:
+        channel.send(Ready(opened.run, opened.model.inputs, opened.model.outputs, opened.note))
+    if not Service(channel, RingReader(ring_fd), model, unit_range=unit_range).run():
+        os._exit(0)  # a model that still runs cannot be taken down in order
+    if model is not None:
+        model.close()
+    return 0
+
+
+def _die(arguments: threading.ExceptHookArgs) -> None:
+    """A thread that ends by a defect takes the process along; the zipper starts another."""
+    threading.__excepthook__(arguments)
+    os._exit(CRASHED)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
