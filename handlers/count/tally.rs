@@ -22,9 +22,13 @@ struct Entry {
 const EMPTY: Entry = Entry { label: [0; MAX_LABEL], length: 0, now: 0, most: 0, seen: 0 };
 
 impl Entry {
+    fn bytes(&self) -> &[u8] {
+        &self.label[..self.length]
+    }
+
     fn label(&self) -> &str {
         // it was copied from a str, cut between characters
-        core::str::from_utf8(&self.label[..self.length]).unwrap_or("")
+        core::str::from_utf8(self.bytes()).unwrap_or("")
     }
 }
 
@@ -103,13 +107,13 @@ impl Tally {
 
     /// The entry of a label, a new one if need be; None when there is no room.
     fn entry(&mut self, label: &str) -> Option<&mut Entry> {
-        let label = cut(label);
-        let place = self.entries[..self.used].iter().position(|entry| entry.label() == label);
+        let label = cut(label).as_bytes();
+        let place = self.entries[..self.used].iter().position(|entry| entry.bytes() == label);
         let place = place.unwrap_or(self.used);
         let entry = self.entries.get_mut(place)?;
         if place == self.used {
             entry.length = label.len();
-            entry.label[..label.len()].copy_from_slice(label.as_bytes());
+            entry.label[..label.len()].copy_from_slice(label);
             self.used += 1;
         }
         Some(entry)

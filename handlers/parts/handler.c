@@ -8,7 +8,7 @@ static int32_t model;
 static uint32_t classes;
 static appliance_text labels[MAX_CLASSES];
 static float scores[MAX_CLASSES];
-static uint8_t buffer[MAX_CLASSES * (sizeof(appliance_text) + 16)];
+static uint8_t buffer[(MAX_CLASSES + 2) * (sizeof(appliance_text) + 16)];
 
 static int32_t appears_before(uint32_t index) {
   for (uint32_t i = 0; i < index; i++)
@@ -16,13 +16,11 @@ static int32_t appears_before(uint32_t index) {
   return 0;
 }
 
-/* Labels are the keys of `scores`, so each must be there once: a second one of the same name gets its number. */
+/* Labels are the keys of `scores`, so each must be there once: a second one of the same name gives way. */
 static void read_labels(void) {
   for (uint32_t i = 0; i < classes; i++) {
     appliance_label(model, i, &labels[i]);
-    if (!appears_before(i)) continue;
-    appliance_add_string(&labels[i], " #");
-    appliance_add_int(&labels[i], (int32_t)i);
+    if (appears_before(i)) appliance_class(i, &labels[i]);
   }
 }
 

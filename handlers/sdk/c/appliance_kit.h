@@ -115,13 +115,18 @@ static inline int32_t appliance_open(const char *name) {
   return model;
 }
 
+/* "class N". */
+static inline void appliance_class(uint32_t index, appliance_text *out) {
+  out->length = 0;
+  appliance_add_string(out, "class ");
+  appliance_add_int(out, (int32_t)index);
+}
+
 /* The label of a class, or "class N" where it has none (or one longer than an appliance_text). */
 static inline void appliance_label(int32_t model, uint32_t index, appliance_text *out) {
   int32_t length = appliance_model_label(model, index, out->data, sizeof out->data);
-  out->length = length > 0 ? (uint32_t)length : 0;
-  if (length > 0) return;
-  appliance_add_string(out, "class ");
-  appliance_add_int(out, (int32_t)index);
+  if (length > 0) out->length = (uint32_t)length;
+  else appliance_class(index, out);
 }
 
 /* Index of the greatest value, the first of equals; NaN never wins; -1 where there is nothing to choose. */
