@@ -16,7 +16,8 @@ from appliance.errors import PeerError
 
 PACKET_BYTES = 64 << 10
 """Well under the default socket buffer (212,992 bytes), so that one packet always fits an empty one."""
-MAX_MESSAGE_BYTES = 16 << 20
+MAX_MESSAGE_BYTES = 20 << 20
+"""The largest is what a handler may emit about one frame: 16 MiB."""
 _LAST, _MORE = b"\x00", b"\x01"
 
 In = TypeVar("In")

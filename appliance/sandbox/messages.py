@@ -1,4 +1,7 @@
-"""What the zipper and a worker say to each other. Everything a worker sends is hostile until decoded."""
+"""What the zipper, the zygote and the workers say. Everything a worker sends is hostile until decoded."""
+
+from enum import IntEnum
+from typing import Literal
 
 import msgspec
 
@@ -8,12 +11,46 @@ from appliance.ipc.ring import FrameRef
 MAX_EMITS = 16
 """Frames a handler may emit about one frame."""
 MAX_EMIT_BYTES = 1 << 20
+LOG_LEVELS = (10, 20, 30, 40)
 MAX_LOG_LINE = 512
 MAX_LOGS_PER_FRAME = 32
+MAX_DOCUMENT_BYTES = 128 << 10
+"""Sum of the CBOR and JSON payloads of one frame: the zipper parses them all, between two frames of others."""
+MAX_WISHES = 256
+"""Inferences and pictures a handler may ask for about one frame."""
+MAX_PIXEL_SIDE = 4096
+MAX_PIXEL_BYTES = 12 << 20
 MAX_STATE_KEYS = 64
 MAX_STATE_KEY = 64
 MAX_STATE_VALUE = 4096
 MAX_TRAP_TEXT = 2048
+
+EMIT_FORMATS = frozenset({"cbor", "json", "bytes"})
+"""What a handler may emit: data. A picture would need its width and height."""
+
+
+GuestFault = Literal[
+    "error",  # handle returned non-zero
+    "trap",
+    "emit",  # it emitted a malformed document
+    "init",  # init returned non-zero
+    "load",  # wasm3 cannot run the module
+    "link",  # it imports or exports what its ABI does not have
+    "memory",  # it needs more than its limit
+    "crash",  # the worker itself failed
+]
+"""What a worker may call a failure."""
+
+
+class Errno(IntEnum):
+    """Error codes of the native ABI; see ``appliance.h``."""
+
+    EINVAL = -1
+    ENOENT = -2
+    ETOOBIG = -3
+    EDENIED = -4
+    EMODEL = -5
+    EFRAME = -6
 
 
 class GuestModel(msgspec.Struct, frozen=True):
@@ -31,13 +68,15 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     handler: str
     module: bytes
     abi: str
+    emits: list[int]
+    """Tags the handler may emit."""
     models: list[GuestModel]
     settings: dict[str, str]
     state: dict[str, bytes]
     memory_bytes: int
     """Address space the process may use for the guest's linear memory."""
     cpu_seconds: int
-    """RLIMIT_CPU: the backstop behind the deadline."""
+    """RLIMIT_CPU over the worker's life: the backstop behind the deadline. It is replaced well before."""
 
 
 class Job(msgspec.Struct, frozen=True, tag="job"):
@@ -114,11 +153,44 @@ class Log(msgspec.Struct, frozen=True, tag="log"):
 class Trapped(msgspec.Struct, frozen=True, tag="trapped"):
     """The guest failed. ``fatal``: the instance cannot go on and the process exits."""
 
-    kind: str
-    """``trap``, ``error`` (handle returned non-zero), ``load``, ``link``, ``memory`` …"""
+    kind: GuestFault
     message: str
     fatal: bool
 
 
 ToWorker = Setup | Job | Inferred | PixelData | Refused
 FromWorker = Started | WantInference | WantPixels | Done | Log | Trapped
+
+
+# --- zipper -> zygote --------------------------------------------------------------------------------------
+
+
+class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
+    """Fork a worker. Two descriptors come with it: the worker's end of its socket pair, and the ring."""
+
+    id: int
+
+
+# --- zygote -> zipper --------------------------------------------------------------------------------------
+
+
+class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
+    """The worker is there; its pidfd comes along."""
+
+    id: int
+    pid: int
+
+
+class SpawnFailed(msgspec.Struct, frozen=True, tag="spawnfailed"):
+    id: int
+    message: str
+
+
+class Exited(msgspec.Struct, frozen=True, tag="exited"):
+    """A worker has ended. ``status``: its exit code, or minus the signal that killed it."""
+
+    id: int
+    status: int
+
+
+FromZygote = Spawned | SpawnFailed | Exited

@@ -1,0 +1,248 @@
+"""The zipper's side of one handler: keeps a worker running and gives it jobs.
+
+Whatever happens to workers, every job has exactly one :class:`Finished`.
+"""
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import Literal, Self
+
+from appliance.errors import DeviceError, ModelError
+from appliance.sandbox.life import Ending, Inference, WorkerLife
+from appliance.sandbox.messages import GuestModel, Job, Setup
+from appliance.sandbox.restarts import Restarts
+from appliance.sandbox.session import Fault, Finished, Rules, Running, Session
+from appliance.sandbox.spawning import WorkerProcess, Zygote
+from appliance.sandbox.spec import HandlerSpec
+
+CPU_SECONDS = 600
+"""RLIMIT_CPU of a worker: behind the deadline, should nobody be there to enforce that. Workers are replaced at half."""
+PATIENCE_SECONDS = 1.0
+"""Jobs wait so long for the next worker; where it takes longer, they end as ``unavailable`` at once."""
+
+State = Literal["starting", "running", "backoff", "failed", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong last."""
+
+    kind: Fault
+    message: str
+    seq: int | None
+    """Number of the frame in hand; None where there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerStatus:
+    """How a handler is, for people and for health."""
+
+    state: State
+    pid: int | None
+    since: float
+    """``time.monotonic()`` at which the state began."""
+    handled: int
+    """Frames that went well."""
+    restarts: int
+    """Workers started because the one before died."""
+    recycled: int
+    """Workers replaced in good order, because they were worn."""
+    faults: Mapping[str, int]
+    """How often, by kind."""
+    last_failure: Failure | None
+
+
+class HandlerHost:
+    """One handler: ``async with HandlerHost(…) as host``, then :meth:`submit`.
+
+    ``on_finish`` is called on the loop, once for each job, and may submit the next. A defect of ours, there or
+    here, ends the ``async with`` body with an exception.
+    """
+
+    CAPACITY = 2
+    """Jobs in flight: the one being handled, and the next, already in the worker's socket."""
+
+    def __init__(
+        self, spec: HandlerSpec, zygote: Zygote, inference: Inference, on_finish: Callable[[Finished], None]
+    ) -> None:
+        self.spec = spec
+        self._zygote = zygote
+        self._inference = inference
+        self._on_finish = on_finish
+        self._log = logging.getLogger(f"handler.{spec.name}")
+        self._group = asyncio.TaskGroup()
+        self._supervisor: asyncio.Task[None] | None = None
+        self._restarts = Restarts()
+        self._life: WorkerLife | None = None
+        self._worker: WorkerProcess | None = None
+        self._waiting: deque[Job] = deque()
+        self._in_flight = 0
+        self._refusing: Fault | None = None
+        self._guest_state: Mapping[str, bytes] = {}
+        self._faults: Counter[str] = Counter()
+        self._last_failure: Failure | None = None
+        self._handled = self._restarted = self._recycled = 0
+        self._enter("starting")
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._supervisor = self._group.create_task(self._supervise(), name=f"handler {self.spec.name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._supervisor:
+            self._supervisor.cancel()
+        try:
+            # an error of the body's own passes as it is; a cancellation may be the group's, for a defect of ours
+            theirs = isinstance(error, asyncio.CancelledError)
+            await self._group.__aexit__(*((kind, error, trace) if theirs else (None, None, None)))
+        finally:
+            self._enter("stopped")
+            self._refuse("stopped")
+
+    @property
+    def status(self) -> HandlerStatus:
+        return HandlerStatus(
+            state=self._state,
+            pid=self._worker.pid if self._worker else None,
+            since=self._since,
+            handled=self._handled,
+            restarts=self._restarted,
+            recycled=self._recycled,
+            faults=dict(self._faults),
+            last_failure=self._last_failure,
+        )
+
+    def submit(self, job: Job) -> None:
+        """Take a job; never blocks. The caller keeps to CAPACITY jobs that are not finished."""
+        if self._in_flight >= self.CAPACITY:
+            raise RuntimeError(f"handler {self.spec.name!r} has {self._in_flight} jobs in flight already")
+        self._in_flight += 1
+        if self._refusing:  # not from inside submit: the caller would be called back before it is done
+            asyncio.get_running_loop().call_soon(self._finish, self._refusal(job, self._refusing))
+        elif self._life:
+            self._life.give(job)
+        else:
+            self._waiting.append(job)
+
+    # --- workers, one after another ------------------------------------------------------------------------
+
+    async def _supervise(self) -> None:
+        while True:
+            self._enter("starting")
+            ending = await self._live()
+            if ending.fault is None:
+                self._recycled += 1
+                continue
+            if ending.final:
+                self._enter("failed")
+                self._refuse("unavailable")
+                return
+            await self._back_off()
+            self._restarted += 1
+
+    async def _back_off(self) -> None:
+        delay = self._restarts.died(monotonic()) - monotonic()
+        self._enter("backoff")
+        if delay > PATIENCE_SECONDS:
+            self._refuse("unavailable")
+        await asyncio.sleep(max(0.0, delay))
+        self._refusing = None
+
+    async def _live(self) -> Ending:
+        """One worker's life, if one can be had. Its jobs are finished, or wait for the next one."""
+        try:
+            setup, rules = await self._prepare()
+            self._worker = await self._zygote.spawn()
+        except ModelError as error:
+            return self._failed(Ending("model", str(error)), None)
+        except DeviceError as error:
+            return self._failed(Ending("crash", str(error)), None)
+        session = Session(rules, self._guest_state, monotonic())
+        self._life = WorkerLife(self.spec, self._worker, session, self._inference, self._progress)
+        ending = Ending("stopped", "the handler was stopped")
+        try:
+            ending = await self._life.run(setup, self._waiting)
+        finally:
+            self._life = self._worker = None
+            self._guest_state = session.state
+            cut = session.abandon(ending.fault, ending.message, monotonic()) if ending.fault else None
+            self._waiting = session.unread()
+            if ending.fault:
+                self._failed(ending, cut)
+        return ending
+
+    async def _prepare(self) -> tuple[Setup, Rules]:
+        """What a worker is told and what it is held to; the models are loaded when this returns."""
+        models, inputs = [], []
+        for use in self.spec.models:
+            ready = await self._inference.ready(use.model)
+            models.append(GuestModel(use.name, ready.inputs, ready.outputs, list(use.labels)))
+            inputs.append([tensor.nbytes for tensor in ready.inputs])
+        setup = Setup(
+            handler=self.spec.name,
+            module=self.spec.module,
+            abi=self.spec.abi,
+            emits=sorted(self.spec.emits),
+            models=models,
+            settings=dict(self.spec.settings),
+            state=dict(self._guest_state),
+            memory_bytes=self.spec.limits.memory_mb << 20,
+            cpu_seconds=CPU_SECONDS,
+        )
+        return setup, Rules(self.spec.limits.deadline_ms / 1000, frozenset(self.spec.emits), inputs)
+
+    # --- what comes of it ----------------------------------------------------------------------------------
+
+    def _progress(self, event: Running | Finished) -> None:
+        if isinstance(event, Running):
+            self._enter("running")
+            self._log.info("running, version %s", self.spec.version)
+            return
+        if event.outcome == "ok":
+            self._handled += 1
+            self._restarts.handled()
+        else:
+            self._count(event.outcome, event.message, event.job.seq)
+        self._finish(event)
+
+    def _failed(self, ending: Ending, cut: Finished | None) -> Ending:
+        """A worker ended badly, with the frame it had in hand."""
+        if ending.fault and ending.fault != "stopped":
+            self._count(ending.fault, ending.message, cut.job.seq if cut else None)
+        if cut:
+            self._finish(cut)
+        return ending
+
+    def _count(self, fault: Fault, message: str, seq: int | None) -> None:
+        self._faults[fault] += 1
+        self._last_failure = Failure(fault, message, seq)
+        count = self._faults[fault]
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a handler that fails on every frame fills no disk
+            frame = "" if seq is None else f" at frame {seq}"
+            self._log.warning("%s%s: %s (%d of this kind so far)", fault, frame, message, count)
+
+    def _refuse(self, fault: Fault) -> None:
+        """From now on no job waits for a worker, nor do those that wait already."""
+        self._refusing = fault
+        while self._waiting:
+            self._finish(self._refusal(self._waiting.popleft(), fault))
+
+    def _refusal(self, job: Job, fault: Fault) -> Finished:
+        reason = f"; last failure: {self._last_failure.message}" if self._last_failure else ""
+        return Finished(job, fault, f"the handler is not running{reason}")
+
+    def _finish(self, finished: Finished) -> None:
+        self._in_flight -= 1
+        self._on_finish(finished)
+
+    def _enter(self, state: State) -> None:
+        self._state = state
+        self._since = monotonic()

@@ -1,0 +1,211 @@
+"""What a host does for a guest, whatever its ABI: the current frame, models, settings, state, what it emits and logs.
+
+An ABI module translates pointers into these calls and their values back; it knows no sockets. Lengths and indices
+are checked here as well as there, so that an ABI may hand on what the guest said.
+"""
+
+from time import perf_counter_ns
+
+from appliance.frame import PICTURE_FORMATS
+from appliance.inference.messages import Crop, View
+from appliance.ipc.packets import BlockingChannel
+from appliance.ipc.ring import RingReader
+from appliance.sandbox.emits import EmitError, Emits, check_documents
+from appliance.sandbox.engine import GuestFailedError
+from appliance.sandbox.messages import (
+    LOG_LEVELS,
+    MAX_LOG_LINE,
+    MAX_LOGS_PER_FRAME,
+    MAX_PIXEL_BYTES,
+    MAX_PIXEL_SIDE,
+    MAX_STATE_KEY,
+    MAX_STATE_KEYS,
+    MAX_STATE_VALUE,
+    MAX_WISHES,
+    Done,
+    Emit,
+    Errno,
+    GuestModel,
+    Inferred,
+    Job,
+    Log,
+    PixelData,
+    Refused,
+    Setup,
+    ToWorker,
+    WantInference,
+    WantPixels,
+)
+
+SAMPLES = {"rgb": 3, "gray": 1}
+"""Bytes of a pixel, by format."""
+
+
+class RefusalError(Exception):
+    """The guest may not, or it did not work; ``code`` is the native ABI's, ``str()`` says why."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ZipperGoneError(Exception):
+    """The other end has closed the socket: nobody wants this worker any more."""
+
+
+class Services:
+    """One guest's host. :meth:`begin` before each frame; :meth:`finish` when it is handled."""
+
+    def __init__(self, setup: Setup, channel: BlockingChannel[ToWorker], ring: RingReader) -> None:
+        self.models: list[GuestModel] = setup.models
+        self.settings = setup.settings
+        self._channel = channel
+        self._ring = ring
+        self._tags = frozenset(setup.emits)
+        self._state = dict(setup.state)
+        self._outputs: dict[int, list[bytes]] = {}
+        self._waited_ns = 0
+        self._clear(None)
+
+    # --- a frame's life ------------------------------------------------------------------------------------
+
+    def begin(self, job: Job) -> None:
+        """``job`` is the current frame from now on; what the frame before left undone is forgotten."""
+        self._clear(job)
+        self._started_ns = perf_counter_ns()
+
+    def finish(self) -> Done:
+        """The frame is handled, its changes of state final; GuestFailedError ``emit`` for a malformed document."""
+        spent = perf_counter_ns() - self._started_ns - self._waited_ns
+        try:
+            check_documents(self._emits.frames)
+        except ValueError as error:
+            raise GuestFailedError("emit", str(error)) from error
+        for key, value in self._changes.items():
+            if value:
+                self._state[key] = value
+            else:
+                self._state.pop(key, None)
+        return Done(self._emits.frames, self._changes, max(0, spent) // 1000)
+
+    def _clear(self, job: Job | None) -> None:
+        self._job = job
+        self._emits = Emits(self._tags)
+        self._changes: dict[str, bytes] = {}
+        self._outputs.clear()  # else a guest could take the last frame's answer for this one's
+        self._logs = self._wishes = 0
+        self._started_ns = perf_counter_ns()
+        self._waited_ns = 0
+
+    # --- the frame -----------------------------------------------------------------------------------------
+
+    def job(self) -> Job:
+        """The current frame; EFRAME while there is none (in ``init``)."""
+        if self._job is None:
+            raise RefusalError(Errno.EFRAME, "there is no frame yet")
+        return self._job
+
+    def payload(self) -> memoryview:
+        """The current frame's bytes, read-only, in shared memory."""
+        return self._ring.view(self.job().frame)
+
+    def pixels(self, crop: Crop, format: str, width: int, height: int) -> bytes:
+        """``width`` x ``height`` samples (``rgb``: 3 bytes, ``gray``: 1) of a part of the picture, without padding."""
+        if not (1 <= width <= MAX_PIXEL_SIDE and 1 <= height <= MAX_PIXEL_SIDE):
+            raise RefusalError(Errno.EINVAL, f"{width} x {height} is not within 1 to {MAX_PIXEL_SIDE} a side")
+        needed = width * height * SAMPLES[format]
+        if needed > MAX_PIXEL_BYTES:
+            raise RefusalError(Errno.ETOOBIG, f"{needed} bytes of pixels are over the limit of {MAX_PIXEL_BYTES}")
+        answer = self._ask(WantPixels(self._crop(crop), format, width, height))
+        if not isinstance(answer, PixelData) or len(answer.data) != needed:
+            raise RefusalError(Errno.EFRAME, "the pixels are not as many as asked for")
+        return answer.data
+
+    def _crop(self, crop: Crop) -> Crop:
+        """``crop`` where it lies inside the current frame, which must be a picture; EFRAME, EINVAL."""
+        frame = self.job().frame
+        if frame.format not in PICTURE_FORMATS:
+            raise RefusalError(Errno.EFRAME, f"a frame of format {frame.format!r} is not a picture")
+        if crop.width == 0:
+            return Crop()
+        inside = crop.x + crop.width <= frame.width and crop.y + crop.height <= frame.height
+        if not inside or min(crop.x, crop.y) < 0 or min(crop.width, crop.height) < 1:
+            raise RefusalError(Errno.EINVAL, f"the crop does not lie inside the {frame.width} x {frame.height} picture")
+        return crop
+
+    # --- models --------------------------------------------------------------------------------------------
+
+    def infer_frame(self, model: int, view: View) -> None:
+        """Run a model on the current frame; then :meth:`output` has its answer."""
+        self._infer(model, WantInference(model, View(self._crop(view.crop), view.fit)))
+
+    def infer_tensors(self, model: int, tensors: list[bytes]) -> None:
+        """Run a model on raw inputs, one per input in the model's order, each of its exact length."""
+        self.job()
+        self._infer(model, WantInference(model, View(), tensors))
+
+    def _infer(self, model: int, wish: WantInference) -> None:
+        self._outputs.pop(model, None)
+        answer = self._ask(wish)
+        if not isinstance(answer, Inferred) or len(answer.tensors) != len(self.models[model].outputs):
+            raise RefusalError(Errno.EMODEL, "the model's outputs are not as many as declared")
+        self._outputs[model] = answer.tensors
+
+    def output(self, model: int, index: int) -> bytes:
+        """Raw bytes of an output of the last inference of ``model`` about this frame; EMODEL where there is none."""
+        self.job()
+        if model not in self._outputs:
+            raise RefusalError(Errno.EMODEL, "the model has not answered about this frame")
+        return self._outputs[model][index]
+
+    def _ask(self, wish: WantInference | WantPixels) -> ToWorker:
+        if self._wishes >= MAX_WISHES:
+            raise RefusalError(Errno.ETOOBIG, f"more than {MAX_WISHES} inferences and pictures about one frame")
+        self._wishes += 1
+        started = perf_counter_ns()
+        self._channel.send(wish)
+        answer = self._channel.receive()
+        self._waited_ns += perf_counter_ns() - started
+        if answer is None:
+            raise ZipperGoneError
+        if isinstance(answer, Refused):
+            raise RefusalError(answer.code, answer.message)
+        return answer
+
+    # --- what comes out, and what stays --------------------------------------------------------------------
+
+    def emit(self, tag: int, format: str, payload: bytes) -> None:
+        """Emit a frame about the current one; it takes effect when the frame is handled."""
+        self.job()
+        try:
+            self._emits.add(Emit(tag, format, payload))
+        except EmitError as error:
+            raise RefusalError(error.code, str(error)) from error
+
+    def log(self, level: int, text: bytes) -> None:
+        """One line, cut at MAX_LOG_LINE bytes; those over MAX_LOGS_PER_FRAME are dropped."""
+        if level not in LOG_LEVELS:
+            raise RefusalError(Errno.EINVAL, f"level {level} is none of {LOG_LEVELS}")
+        if self._logs < MAX_LOGS_PER_FRAME:
+            self._logs += 1
+            self._channel.send(Log(level, text[:MAX_LOG_LINE].decode("utf-8", "replace")))
+
+    def state(self, key: str) -> bytes:
+        """The value of a key, as the guest last set it; ENOENT where there is none."""
+        value = self._changes.get(key, self._state.get(key, b""))
+        if not value:
+            raise RefusalError(Errno.ENOENT, "no such key")
+        return value
+
+    def change_state(self, key: str, value: bytes) -> None:
+        """Set a key, or delete it with an empty value; final when the frame is handled (not in ``init``)."""
+        self.job()
+        if not key:
+            raise RefusalError(Errno.EINVAL, "an empty key")
+        if len(key.encode()) > MAX_STATE_KEY or len(value) > MAX_STATE_VALUE:
+            raise RefusalError(Errno.ETOOBIG, f"a key over {MAX_STATE_KEY} or a value over {MAX_STATE_VALUE} bytes")
+        changes = {**self._changes, key: value}
+        kept = {k for k in self._state.keys() | changes.keys() if changes.get(k, self._state.get(k))}
+        if len(kept) > MAX_STATE_KEYS:
+            raise RefusalError(Errno.ETOOBIG, f"more than {MAX_STATE_KEYS} keys")
+        self._changes = changes

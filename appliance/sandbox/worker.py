@@ -1,0 +1,88 @@
+"""The process that runs one handler: set up, locked down, then one frame after another.
+
+Forked from the zygote, which has imported all this already. Its standard output and error lead nowhere (wasm3 prints
+a backtrace of thousands of lines for a trap), so whatever must be known goes through the socket.
+"""
+
+import socket
+import traceback
+from time import process_time
+
+from appliance.errors import PeerError
+from appliance.ipc.packets import BlockingChannel
+from appliance.ipc.ring import RingReader
+from appliance.sandbox.abi import ABIS, Abi
+from appliance.sandbox.engine import GuestFailedError, Instance
+from appliance.sandbox.lockdown import lock_down
+from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Setup, Started, ToWorker, Trapped
+from appliance.sandbox.services import Services, ZipperGoneError
+
+MAX_HOST_CALLS = 50_000
+"""After these a worker is replaced: wasm3's binding leaks about 320 bytes a call, so 16 MB by then."""
+MAX_TRAPS = 16
+"""After these too: a C guest that traps leaves its stack pointer where it was, and so loses some stack each time."""
+CPU_SHARE = 0.5
+"""Part of RLIMIT_CPU that is used up before the worker is replaced."""
+
+DONE, FAILED = 0, 1
+"""Exit codes: not wanted any more or worn out, and a failure that was told through the socket."""
+
+
+def run(sock: socket.socket, ring_fd: int) -> int:
+    """Serve ``sock`` until it closes or the worker is worn; the exit code."""
+    channel: BlockingChannel[ToWorker] = BlockingChannel(sock, ToWorker)
+    try:
+        return _serve(channel, RingReader(ring_fd))
+    except (ZipperGoneError, ConnectionError):
+        return DONE  # the zipper has closed the socket
+    except MemoryError:
+        _tell(channel, "memory", "the handler's process has no memory left")
+    except Exception as error:  # noqa: BLE001 - told to the zipper: nobody reads this process's stderr
+        _tell(channel, "crash", "".join(traceback.format_exception(error)))
+    return FAILED
+
+
+def _tell(channel: BlockingChannel[ToWorker], kind: GuestFault, message: str) -> None:
+    channel.send(Trapped(kind, message[-MAX_TRAP_TEXT:], fatal=True))
+
+
+def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
+    setup = channel.receive()
+    if setup is None:
+        return DONE
+    if not isinstance(setup, Setup):
+        raise PeerError("the first message must be the setup")
+    lock_down(setup.memory_bytes, setup.cpu_seconds)
+    services = Services(setup, channel, ring)
+    try:
+        abi = ABIS[setup.abi](Instance(setup.module, setup.memory_bytes), services)
+        abi.start()
+    except GuestFailedError as error:
+        _tell(channel, error.kind, str(error))
+        return FAILED
+    channel.send(Started())
+    traps = 0
+    while not _worn(abi, traps, setup.cpu_seconds):
+        job = channel.receive()
+        if job is None:
+            return DONE
+        if not isinstance(job, Job):
+            raise PeerError(f"a {type(job).__name__} between two frames")
+        traps += not _handle(channel, services, abi, job)
+    return DONE
+
+
+def _worn(abi: Abi, traps: int, cpu_seconds: int) -> bool:
+    return abi.host_calls > MAX_HOST_CALLS or traps >= MAX_TRAPS or process_time() > cpu_seconds * CPU_SHARE
+
+
+def _handle(channel: BlockingChannel[ToWorker], services: Services, abi: Abi, job: Job) -> bool:
+    """Handle one frame and answer for it; False where the guest trapped."""
+    services.begin(job)
+    try:
+        abi.handle()
+        channel.send(services.finish())
+    except GuestFailedError as error:
+        channel.send(Trapped(error.kind, str(error)[:MAX_TRAP_TEXT], fatal=False))
+        return error.kind != "trap"
+    return True
