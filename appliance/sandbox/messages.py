@@ -18,21 +18,19 @@ MAX_DOCUMENT_BYTES = 128 << 10
 """Sum of the CBOR and JSON payloads of one frame: the zipper parses them all, between two frames of others."""
 MAX_WISHES = 256
 """Inferences and pictures a handler may ask for about one frame."""
-MAX_PIXEL_SIDE = 4096
 MAX_PIXEL_BYTES = 12 << 20
 MAX_STATE_KEYS = 64
 MAX_STATE_KEY = 64
 MAX_STATE_VALUE = 4096
 MAX_TRAP_TEXT = 2048
 
-EMIT_FORMATS = frozenset({"cbor", "json", "bytes"})
-"""What a handler may emit: data. A picture would need its width and height."""
+EMIT_FORMATS = frozenset({"jpeg", "cbor", "json", "bytes"})
+"""What a handler may emit. Not ``rgb`` and ``gray``: an emitted frame carries no width and height."""
 
 
 GuestFault = Literal[
     "error",  # handle returned non-zero
     "trap",
-    "emit",  # it emitted a malformed document
     "init",  # init returned non-zero
     "load",  # wasm3 cannot run the module
     "link",  # it imports or exports what its ABI does not have

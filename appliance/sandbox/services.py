@@ -6,18 +6,16 @@ are checked here as well as there, so that an ABI may hand on what the guest sai
 
 from time import perf_counter_ns
 
-from appliance.frame import PICTURE_FORMATS
+from appliance.frame import MAX_SIDE, PICTURE_FORMATS
 from appliance.inference.messages import Crop, View
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
-from appliance.sandbox.emits import EmitError, Emits, check_documents
-from appliance.sandbox.engine import GuestFailedError
+from appliance.sandbox.emits import EmitError, Emits
 from appliance.sandbox.messages import (
     LOG_LEVELS,
     MAX_LOG_LINE,
     MAX_LOGS_PER_FRAME,
     MAX_PIXEL_BYTES,
-    MAX_PIXEL_SIDE,
     MAX_STATE_KEY,
     MAX_STATE_KEYS,
     MAX_STATE_VALUE,
@@ -75,12 +73,8 @@ class Services:
         self._started_ns = perf_counter_ns()
 
     def finish(self) -> Done:
-        """The frame is handled, its changes of state final; GuestFailedError ``emit`` for a malformed document."""
+        """The frame is handled, its changes of state final."""
         spent = perf_counter_ns() - self._started_ns - self._waited_ns
-        try:
-            check_documents(self._emits.frames)
-        except ValueError as error:
-            raise GuestFailedError("emit", str(error)) from error
         for key, value in self._changes.items():
             if value:
                 self._state[key] = value
@@ -111,10 +105,10 @@ class Services:
 
     def pixels(self, crop: Crop, format: str, width: int, height: int) -> bytes:
         """``width`` x ``height`` samples (``rgb``: 3 bytes, ``gray``: 1) of a part of the picture, without padding."""
-        if not (1 <= width <= MAX_PIXEL_SIDE and 1 <= height <= MAX_PIXEL_SIDE):
-            raise RefusalError(Errno.EINVAL, f"{width} x {height} is not within 1 to {MAX_PIXEL_SIDE} a side")
         needed = width * height * SAMPLES[format]
-        if needed > MAX_PIXEL_BYTES:
+        if not needed:
+            raise RefusalError(Errno.EINVAL, "no pixels are asked for")
+        if needed > MAX_PIXEL_BYTES or max(width, height) > MAX_SIDE:
             raise RefusalError(Errno.ETOOBIG, f"{needed} bytes of pixels are over the limit of {MAX_PIXEL_BYTES}")
         answer = self._ask(WantPixels(self._crop(crop), format, width, height))
         if not isinstance(answer, PixelData) or len(answer.data) != needed:
@@ -152,10 +146,10 @@ class Services:
         self._outputs[model] = answer.tensors
 
     def output(self, model: int, index: int) -> bytes:
-        """Raw bytes of an output of the last inference of ``model`` about this frame; EMODEL where there is none."""
+        """Raw bytes of an output of the last inference of ``model`` about this frame; ENOENT where there is none."""
         self.job()
         if model not in self._outputs:
-            raise RefusalError(Errno.EMODEL, "the model has not answered about this frame")
+            raise RefusalError(Errno.ENOENT, "the model has not answered about this frame")
         return self._outputs[model][index]
 
     def _ask(self, wish: WantInference | WantPixels) -> ToWorker:
@@ -183,12 +177,13 @@ class Services:
             raise RefusalError(error.code, str(error)) from error
 
     def log(self, level: int, text: bytes) -> None:
-        """One line, cut at MAX_LOG_LINE bytes; those over MAX_LOGS_PER_FRAME are dropped."""
+        """One line, cut at MAX_LOG_LINE bytes; ETOOBIG after MAX_LOGS_PER_FRAME of them."""
         if level not in LOG_LEVELS:
             raise RefusalError(Errno.EINVAL, f"level {level} is none of {LOG_LEVELS}")
-        if self._logs < MAX_LOGS_PER_FRAME:
-            self._logs += 1
-            self._channel.send(Log(level, text[:MAX_LOG_LINE].decode("utf-8", "replace")))
+        if self._logs >= MAX_LOGS_PER_FRAME:
+            raise RefusalError(Errno.ETOOBIG, f"more than {MAX_LOGS_PER_FRAME} lines about one frame")
+        self._logs += 1
+        self._channel.send(Log(level, text[:MAX_LOG_LINE].decode("utf-8", "replace")))
 
     def state(self, key: str) -> bytes:
         """The value of a key, as the guest last set it; ENOENT where there is none."""
