@@ -21,7 +21,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,8 @@ import cbor2
 
 from appliance.backoff import Backoff
 from appliance.cbor import decode_strict
-from appliance.device.state import open_state
+from appliance.config import LinkConfig
+from appliance.device.state import StateDirectory, open_state, read_secret
 from appliance.errors import ConfigError, PeerError
 from appliance.frame import Frame
 from appliance.transport.identity import CERTIFICATE_FILE
@@ -186,13 +187,34 @@ def _resolve(host: str, port: int, certificate: str, credential: str, state: str
         return Address(host, port, Path(certificate)), credential
     directory = open_state(state)
     try:
-        local_host, local_port = directory.address_file.read_text("utf-8").split()
+        local = local_address(directory)
+    except PeerError as error:
+        raise ConfigError(f"{error}; start one, or give host, port, certificate and credential") from error
+    address = Address(host or local.host, port or local.port, Path(certificate or local.certificate))
+    return address, credential or directory.local_credential()
+
+
+def local_address(state: StateDirectory) -> Address:
+    """Where the zipper that uses this state directory listens; PeerError while none does."""
+    try:
+        host, port = state.address_file.read_text("utf-8").split()
+        return Address(host, int(port), state.path / CERTIFICATE_FILE)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"no appliance is running with the state directory {directory.path}; start one, or give host, port, "
-            f"certificate and credential"
-        ) from error
-    return (
-        Address(host or local_host, port or int(local_port), Path(certificate or directory.path / CERTIFICATE_FILE)),
-        credential or directory.local_credential(),
-    )
+        raise PeerError(f"no appliance is running with the state directory {state.path}") from error
+
+
+def link_to_zipper(config: LinkConfig, state: str) -> tuple[Callable[[], Address], str]:
+    """(where the zipper is, our credential) by section ``[link]``, or on this box by the state directory.
+
+    The address is a function because the zipper on this box may start later, and on another port each time.
+    """
+    if config.host:
+        if not (config.port and config.certificate and config.credential):
+            raise ConfigError("link.host needs link.port, link.certificate and link.credential with it")
+        credential = config.credential
+        if credential.startswith("file:"):
+            credential = read_secret(Path(credential[5:]))
+        address = Address(config.host, config.port, Path(config.certificate))
+        return lambda: address, credential
+    directory = open_state(state)
+    return lambda: local_address(directory), directory.local_credential()

@@ -3,11 +3,15 @@
 ``docs/configuration.md`` documents each key; ``appliance config`` prints the effective value.
 """
 
+import socket
+import tomllib
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-from appliance.frame import MAX_TAG, NAME_PATTERN
+from appliance.errors import ConfigError
+from appliance.frame import MAX_NAME, MAX_TAG, NAME_PATTERN, RESERVED_TAGS, is_name
 
 Name = Annotated[
     str, msgspec.Meta(pattern=f"^{NAME_PATTERN.pattern}$", description="lower-case letters, digits, - and _")
@@ -98,6 +102,17 @@ class ZipperConfig(Section, frozen=True, kw_only=True):
     ring_mb: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
 
 
+class LinkConfig(Section, frozen=True, kw_only=True):
+    """Where the zipper is, for `appliance source` on another machine; empty: on this box, by its state directory."""
+
+    host: str = ""
+    port: Port = 0
+    certificate: str = ""
+    """File with the zipper's certificate (``zipper-cert.pem`` of its state directory)."""
+    credential: str = ""
+    """The secret of this source, or ``file:PATH`` to read it from."""
+
+
 class MqttConfig(Section, frozen=True, kw_only=True):
     url: str = ""
     """``mqtt://host[:1883]`` or ``mqtts://host[:8883]``; empty: start a private broker."""
@@ -108,6 +123,8 @@ class MqttConfig(Section, frozen=True, kw_only=True):
     prefix: str = "appliance"
     format: Literal["json", "cbor"] = "json"
     spool_mb: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64
+    tags: tuple[Tag, ...] = ()
+    """Tags of remote stream functions to publish; what handlers emit is published as their manifests say."""
     stats_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
 
 
@@ -118,4 +135,93 @@ class Config(Section, frozen=True, kw_only=True):
     handlers: Annotated[tuple[HandlerConfig, ...], msgspec.Meta(max_length=64)] = ()
     inference: InferenceConfig = InferenceConfig()
     zipper: ZipperConfig = ZipperConfig()
+    link: LinkConfig = LinkConfig()
     mqtt: MqttConfig = MqttConfig()
+
+
+MIN_CREDENTIAL = 16
+
+
+def load_config(path: Path | None) -> Config:
+    """Read a configuration file (None: all defaults); ConfigError names the file, the key and what is wrong.
+
+    Relative paths in the file are relative to the file's directory.
+    """
+    if path is None:
+        return Config()
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
+        config = msgspec.convert(tomllib.loads(path.read_text("utf-8")), Config, strict=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: the configuration cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}; docs/configuration.md describes every key") from error
+    return _beside(config, path.absolute().parent)
+
+
+def check_config(config: Config) -> None:
+    """ConfigError for what no single key shows."""
+    _unique("cameras", [camera.name for camera in config.cameras])
+    _unique("zipper.peers", [peer.name for peer in config.zipper.peers])
+    for camera in config.cameras:
+        if camera.tag in RESERVED_TAGS:
+            raise ConfigError(f"camera {camera.name}: tag {camera.tag:#x} is reserved for the system")
+    for peer in config.zipper.peers:
+        if not peer.credential.startswith("file:") and len(peer.credential) < MIN_CREDENTIAL:
+            raise ConfigError(
+                f"zipper.peers: the credential of {peer.name} is shorter than {MIN_CREDENTIAL} characters"
+            )
+
+
+def device_name(config: Config) -> str:
+    """The configured name, or one made of the host's."""
+    if config.device.name:
+        if not is_name(config.device.name):
+            raise ConfigError(f"device.name: {config.device.name!r} is not lower-case letters, digits, - and _")
+        return config.device.name
+    letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname().lower())
+    return letters.strip("-")[:MAX_NAME].strip("-") or "appliance"
+
+
+def _unique(key: str, names: list[str]) -> None:
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ConfigError(f"{key}: the name {min(twice)!r} is given twice")
+
+
+def _beside(config: Config, directory: Path) -> Config:
+    """Paths of files relative to the directory of the configuration."""
+
+    def file(path: str) -> str:
+        return str(directory / Path(path).expanduser()) if path else path
+
+    def secret(text: str) -> str:
+        return f"file:{file(text[5:])}" if text.startswith("file:") else text
+
+    def settings(given: dict[str, str]) -> dict[str, str]:
+        return {key: file(v) if key.split(".")[-1] in ("model", "labels") else v for key, v in given.items()}
+
+    replace = msgspec.structs.replace
+    return replace(
+        config,
+        device=replace(config.device, state_dir=file(config.device.state_dir)),
+        cameras=tuple(
+            replace(camera, url=camera.url if ":" in camera.url else file(camera.url)) for camera in config.cameras
+        ),
+        handlers=tuple(
+            replace(handler, path=file(handler.path), settings=settings(handler.settings))
+            for handler in config.handlers
+        ),
+        inference=replace(
+            config.inference, twins={digest: file(twin) for digest, twin in config.inference.twins.items()}
+        ),
+        zipper=replace(
+            config.zipper,
+            peers=tuple(replace(peer, credential=secret(peer.credential)) for peer in config.zipper.peers),
+        ),
+        link=replace(config.link, certificate=file(config.link.certificate), credential=secret(config.link.credential)),
+        mqtt=replace(config.mqtt, ca_file=file(config.mqtt.ca_file), password=secret(config.mqtt.password)),
+    )

@@ -9,7 +9,6 @@ from appliance.errors import PeerError
 from appliance.frame import RESERVED_TAGS
 from appliance.wire import PROTOCOL_VERSION, Hello
 
-MIN_CREDENTIAL = 16
 SOURCE, HANDLER, SINK = "source", "handler", "sink"
 ROLES = frozenset({SOURCE, HANDLER, SINK})
 

@@ -62,6 +62,8 @@ class Zipper:
         self._router: Router[Ticket] = Router()
         self._attached: dict[str, _Attached] = {}
         self.totals = Totals()
+        self.outstanding = 0
+        """Frames that somebody still holds."""
 
     # --- observers -------------------------------------------------------------------------------------------
 
@@ -122,6 +124,7 @@ class Zipper:
 
     def _route(self, ticket: Ticket) -> None:
         ticket.holders += 1
+        self.outstanding += 1
         observers = self._router.observing(ticket.frame.tag)
         if not observers:
             self.totals.unobserved += 1
@@ -155,6 +158,7 @@ class Zipper:
         ticket.holders -= 1
         if ticket.holders:
             return
+        self.outstanding -= 1
         if ticket.ref is not None:
             self._ring.free(ticket.ref)
             self._on_freed(ticket.ref.key)

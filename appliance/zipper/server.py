@@ -31,6 +31,8 @@ class SourceStatus:
     connected: bool = False
     address: str = ""
     received: int = 0
+    next_seq: int = 0
+    """One more than the highest sequence number seen: where a restarted source goes on."""
     report: Report | None = None
     """The source's own last word on its camera."""
     closed_reason: str = ""
@@ -104,7 +106,9 @@ class PeerSession:
             return
         now = time.time_ns()
         if hello.role == SOURCE:
-            self._door.sources[hello.name].received += 1
+            status = self._door.sources[hello.name]
+            status.received += 1
+            status.next_seq = max(status.next_seq, frame.seq + 1)
             lossless = hello.lossless
             arrived = frame.after("transfer", now)
             self._door.zipper.receive(arrived, lossless=lossless, on_done=self._grant if lossless else _nothing)

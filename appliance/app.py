@@ -1,0 +1,317 @@
+"""The composition root: builds every part, joins them, and takes them down again in order."""
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import appliance
+from appliance.config import Config, PeerConfig, check_config, device_name
+from appliance.device.memory import proportional_kb
+from appliance.device.state import StateDirectory, read_secret
+from appliance.errors import ConfigError
+from appliance.frame import Frame
+from appliance.health import camera_document, handler_document, model_document, overall
+from appliance.inference.broker import Broker
+from appliance.ipc.ring import RingWriter
+from appliance.mqtt.private_broker import PrivateBroker
+from appliance.publisher import Publisher
+from appliance.sandbox.spawning import Zygote
+from appliance.sandbox.spec import HandlerSpec, load_handler
+from appliance.source_process import SourceEnd, SourceOrder, SourceProcess
+from appliance.summary import Summary, Verdicts, summarise
+from appliance.transport.identity import ensure_certificate
+from appliance.transport.link import is_loopback
+from appliance.transport.peer import Address
+from appliance.zipper.access import Access
+from appliance.zipper.core import Ticket, Zipper
+from appliance.zipper.handlers import LocalHandler
+from appliance.zipper.server import Door, SourceStatus, zipper_server
+
+log = logging.getLogger(__name__)
+
+HANDLERS_READY_SECONDS = 20.0
+"""Cameras start when the handlers are up, or after this long without them."""
+STATUS_SECONDS = 0.5
+MEMORY_SECONDS = 2.0
+POLL_SECONDS = 0.02
+SETTLE_SECONDS = 15.0
+"""What frames under way may take when the cameras have ended."""
+PUBLISHER = "mqtt"
+PUBLISHER_CAPACITY = 4096
+"""Results offered and not yet accepted: the spool takes a batch every tenth of a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastResult:
+    """The newest result of a handler, for people who watch."""
+
+    frame: Frame
+    count: int
+
+
+class Appliance:
+    """One box: zipper, handlers, models and publisher, and the cameras unless ``cameras`` is False."""
+
+    def __init__(self, config: Config, state: StateDirectory, *, cameras: bool = True) -> None:
+        check_config(config)
+        self._config = config
+        self._state = state
+        self._with_cameras = cameras
+        self.device = device_name(config)
+        self.started = time.monotonic()
+        self.broker_url = config.mqtt.url
+        self.port = 0
+        self.last: dict[str, LastResult] = {}
+        self.verdicts = Verdicts()
+        self.memory_kb: dict[str, int] = {}
+        self.up = asyncio.Event()
+        """Everything is built and the cameras have been started."""
+        self._sources: list[SourceProcess] = []
+        self.handlers: list[LocalHandler] = []
+        self._said: dict[str, Mapping[str, Any]] = {}
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> Summary:
+        """Until every camera has ended or ``stop`` is set; then take everything down, and tell how it went."""
+        specs = await asyncio.to_thread(self._load_handlers)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._state.locked())
+            await self._build(stack, specs)
+            async with asyncio.TaskGroup() as tasks:
+                upkeep = [
+                    tasks.create_task(self._keep_status(), name="status"),
+                    tasks.create_task(self._keep_measuring(), name="memory"),
+                ]
+                working = tasks.create_task(self._work(), name="cameras")
+                stopping = tasks.create_task(stop.wait(), name="stop")
+                await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+                await self._measure()
+                await _cancelled(working, stopping)
+                await self._settle()
+                await _cancelled(*upkeep)
+            self._say()
+            await self.publisher.drained(SETTLE_SECONDS)
+            return self.summary()
+
+    async def _build(self, stack: AsyncExitStack, specs: list[HandlerSpec]) -> None:
+        """Bottom up; what is entered last is left first."""
+        config = self._config
+        certificate = ensure_certificate(self._state.path)
+        access = Access(_with_secrets(config), self._state.local_credential())
+        if not self.broker_url:
+            self._broker_process = await stack.enter_async_context(PrivateBroker(self._state.broker))
+            self.broker_url = self._broker_process.url
+        mqtt = msgspec.structs.replace(config.mqtt, url=self.broker_url)
+        self.publisher = Publisher(mqtt, self.device, self._state.spool, extra=self._counters)
+        await stack.enter_async_context(self.publisher)
+        ring = stack.enter_context(RingWriter(config.zipper.ring_mb << 20))
+        self.inference = Broker(ring.fd, config.inference.timeout_seconds)
+        self.zipper = Zipper(ring, self.inference.forget)
+        self._zygote = await stack.enter_async_context(Zygote(ring.fd))
+        await stack.enter_async_context(self.inference)
+        self._attach_publisher(specs)
+        for spec in specs:
+            handler = LocalHandler(spec, self.zipper, self._zygote, self.inference)
+            self.handlers.append(await stack.enter_async_context(handler))
+        self.door = Door(self.zipper, access, self.device)
+        server = zipper_server(
+            self.door, config.zipper.host, config.zipper.port, certificate, config.zipper.max_connections
+        )
+        _, self.port = await stack.enter_async_context(server)
+        host = config.zipper.host if is_loopback(config.zipper.host) else "127.0.0.1"
+        self._address = Address(host, self.port, certificate[0])
+        self._state.address_file.write_text(f"{host} {self.port}\n", "utf-8")
+        stack.callback(self._state.address_file.unlink, missing_ok=True)
+
+    def _load_handlers(self) -> list[HandlerSpec]:
+        specs = [load_handler(handler, self._config.inference) for handler in self._config.handlers]
+        names = [spec.name for spec in specs]
+        for name in names:
+            if names.count(name) > 1 or name == PUBLISHER:
+                raise ConfigError(f"handlers: the name {name!r} is taken; give one of them another `name`")
+        return specs
+
+    # --- cameras ---------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        await self._handlers_ready()
+        if not self._with_cameras:
+            self.up.set()
+            await asyncio.Event().wait()
+        credential = self._state.local_credential()
+        for camera in self._config.cameras:
+            status = self.door.sources.setdefault(camera.name, SourceStatus(camera.name))
+            order = SourceOrder(camera, self._address, credential, self._config.log)
+            self._sources.append(SourceProcess(order, status))
+        async with asyncio.TaskGroup() as tasks:
+            ends = [tasks.create_task(source.run()) for source in self._sources]
+            self.up.set()
+        if SourceEnd.MISCONFIGURED in [end.result() for end in ends]:
+            raise ConfigError("a camera cannot work as it is configured; its line in the log says why")
+
+    async def _handlers_ready(self) -> None:
+        """A frame that comes before its handler is up would be dropped for nothing."""
+        deadline = time.monotonic() + HANDLERS_READY_SECONDS
+        while any(handler.status.state == "starting" for handler in self.handlers):
+            if time.monotonic() > deadline:
+                log.warning("event=handlers_not_ready after_s=%.0f", HANDLERS_READY_SECONDS)
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _settle(self) -> None:
+        """Frames under way come to their end."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self.zipper.outstanding and time.monotonic() < deadline:  # noqa: ASYNC110 - the zipper knows no asyncio
+            await asyncio.sleep(POLL_SECONDS)
+
+    # --- publisher as an observer ----------------------------------------------------------------------------
+
+    def _attach_publisher(self, specs: list[HandlerSpec]) -> None:
+        self._withheld = {(spec.name, tag) for spec in specs for tag, publish in spec.emits.items() if not publish}
+        emitted = {tag for spec in specs for tag, publish in spec.emits.items() if publish}
+        self.zipper.attach(PUBLISHER, emitted | {*self._config.mqtt.tags}, PUBLISHER_CAPACITY, self._publish)
+
+    def _publish(self, ticket: Ticket) -> None:
+        frame = ticket.frame
+        handler = frame.producer.handler if frame.producer else ""
+        if (handler, frame.tag) in self._withheld:
+            self.zipper.finished(PUBLISHER, ticket)
+            return
+        before = self.last.get(handler)
+        self.last[handler] = LastResult(frame, before.count + 1 if before else 1)
+        self.verdicts.see(frame)
+        self.publisher.offer(frame, lambda _accepted: self.zipper.finished(PUBLISHER, ticket))
+
+    # --- what is told ----------------------------------------------------------------------------------------
+
+    async def _keep_status(self) -> None:
+        while True:
+            self._say()
+            await asyncio.sleep(STATUS_SECONDS)
+
+    def _say(self) -> None:
+        """Retained states, each only when it has changed."""
+        topics = self.publisher.topics
+        cameras = {name: camera_document(status) for name, status in self.door.sources.items()}
+        handlers = {h.spec.name: handler_document(h.spec.version, h.status) for h in self.handlers}
+        models = {status.name.replace(".", "-"): model_document(status) for status in self.inference.status()}
+        for name, document in cameras.items():
+            self._say_one(topics.camera(name), document)
+        for name, document in handlers.items():
+            self._say_one(topics.handler(name), document)
+        state = overall(cameras.values(), handlers.values(), models.values())
+        self._say_one(
+            topics.status,
+            {
+                "state": state,
+                "version": appliance.__version__,
+                "cameras": {name: document["state"] for name, document in cameras.items()},
+                "handlers": {name: document["state"] for name, document in handlers.items()},
+                "models": models,
+            },
+        )
+
+    def _say_one(self, topic: str, document: Mapping[str, Any]) -> None:
+        if self._said.get(topic) != document:
+            self._said[topic] = document
+            self.publisher.set_retained(topic, document)
+
+    async def _keep_measuring(self) -> None:
+        while True:
+            await self._measure()
+            await asyncio.sleep(MEMORY_SECONDS)
+
+    async def _measure(self) -> None:
+        """Proportional set size of every process, KiB: the last figure of one that has ended stays."""
+        for name, pid in self.processes().items():
+            size = await asyncio.to_thread(proportional_kb, pid)
+            if size:
+                self.memory_kb[name] = size
+
+    def processes(self) -> dict[str, int]:
+        """Pid by name of every process of ours that runs now."""
+        found: dict[str, int | None] = {"zipper": os.getpid(), "zygote": self._zygote.pid}
+        if not self._config.mqtt.url:
+            found["broker"] = self._broker_process.pid
+        found |= {f"worker/{handler.spec.name}": handler.status.pid for handler in self.handlers}
+        found |= {f"model/{status.name}": status.pid for status in self.inference.status()}
+        found |= {
+            f"source/{camera.name}": source.pid
+            for camera, source in zip(self._config.cameras, self._sources, strict=False)
+        }
+        return {name: pid for name, pid in found.items() if pid is not None}
+
+    def dropped(self) -> Counter[str]:
+        """Frames that did not get where they should, by cause."""
+        dropped: Counter[str] = Counter()
+        for status in self.door.sources.values():
+            if status.report is not None:
+                for cause, count in status.report.counters.items():
+                    if cause.startswith("dropped_"):
+                        dropped[f"source_{cause.removeprefix('dropped_')}"] += count
+        for name, observer in self.zipper.observers.items():
+            dropped[f"slot_{name}"] += observer.counters.dropped
+        dropped["memory"] += self.zipper.totals.dropped_memory
+        for handler in self.handlers:
+            dropped[f"failed_{handler.spec.name}"] += sum(handler.status.faults.values())
+        return +dropped
+
+    @property
+    def captured(self) -> int:
+        """Pictures that the cameras gave, by their sources' last word."""
+        reports = [status.report for status in self.door.sources.values()]
+        return sum(report.counters.get("captured", 0) for report in reports if report is not None)
+
+    def _counters(self) -> Mapping[str, Any]:
+        """For the stats message."""
+        return {
+            "captured": self.captured,
+            "received": self.zipper.totals.received,
+            "dropped": self.dropped(),
+            "memory_kb": self.memory_kb,
+        }
+
+    def summary(self) -> Summary:
+        return summarise(
+            captured=self.captured,
+            dropped=self.dropped(),
+            stats=self.publisher.stats,
+            latency=self.publisher.latency,
+            memory_kb=self.memory_kb,
+            verdicts=self.verdicts,
+            seconds=time.monotonic() - self.started,
+        )
+
+
+def _with_secrets(config: Config) -> tuple[PeerConfig, ...]:
+    """Peers with their credentials read; refuses to be reachable from elsewhere without any."""
+    peers = []
+    for peer in config.zipper.peers:
+        credential = peer.credential
+        if credential.startswith("file:"):
+            credential = read_secret(Path(credential[5:]))
+        peers.append(msgspec.structs.replace(peer, credential=credential))
+    if not peers and not is_loopback(config.zipper.host):
+        raise ConfigError(
+            f"zipper.host {config.zipper.host!r} can be reached from other machines, but zipper.peers is empty: "
+            f"nobody could connect. Add the peers with their credentials, or listen on 127.0.0.1"
+        )
+    return tuple(peers)
+
+
+async def _cancelled(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
+            raise result

@@ -1,0 +1,303 @@
+"""The commands. Heavy parts are imported by the command that needs them, so that ``--help`` is quick."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+import appliance
+from appliance.config import CameraConfig, Config, HandlerConfig, check_config, load_config
+from appliance.errors import ApplianceError, ConfigError
+
+HANDLERS = Path(appliance.__file__).parent.parent / "handlers"
+"""The example handlers, in a checkout."""
+EXIT_FAILURE, EXIT_USAGE = 1, 2
+
+_replace = msgspec.structs.replace
+_config = click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="Configuration (TOML): docs/configuration.md."
+)
+_state = click.option(
+    "--state", default="", help="State directory (keys, spool); default $APPLIANCE_STATE or ~/.local/state/appliance."
+)
+_log = click.option(
+    "--log", type=click.Choice(["debug", "info", "warning", "error"]), help="Log level; default info, for run warning."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(appliance.__version__)
+def cli() -> None:
+    r"""Edge vision appliance: camera frames over QUIC to sandboxed WebAssembly handlers, results to MQTT.
+
+    \b
+    Try it:           appliance run --frames 300
+    Your own video:   appliance run --camera video.mp4 --handler handlers/motion
+    What is missing:  appliance doctor
+    """
+
+
+@cli.command()
+@_config
+@_state
+@_log
+@click.option(
+    "--camera",
+    "cameras",
+    multiple=True,
+    metavar="URL",
+    help="synthetic:, a video file, a directory of images, rtsp://…, /dev/video0, picamera2:. "
+    "Repeatable; replaces those of the configuration.",
+)
+@click.option(
+    "--handler",
+    "handlers",
+    multiple=True,
+    metavar="DIR",
+    help="A handler's directory. Repeatable; replaces those of the configuration. Default: handlers/parts.",
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="HANDLER.KEY=VALUE", help="A handler's setting or model. Repeatable."
+)
+@click.option("--broker", metavar="URL", help="mqtt://host[:port] or mqtts://…; default: a private one.")
+@click.option("--frames", type=click.IntRange(min=1), metavar="N", help="End after N frames of each camera.")
+@click.option("--lossless", is_flag=True, help="Deliver every frame, as fast as the handlers take them.")
+@click.option("--fps", type=click.FloatRange(min=0.01, max=240), help="At most so many frames per second.")
+@click.option("--json", "as_json", is_flag=True, help="Standard output is one JSON object, at the end.")
+def run(
+    config_path: Path | None,
+    state: str,
+    log: str | None,
+    cameras: tuple[str, ...],
+    handlers: tuple[str, ...],
+    settings: tuple[str, ...],
+    broker: str | None,
+    frames: int | None,
+    lossless: bool,
+    fps: float | None,
+    as_json: bool,
+) -> None:
+    r"""Run everything on this machine: cameras, zipper, handlers, inference, publishing.
+
+    Ends when every camera has ended (a video file, --frames) or at Ctrl-C, and tells how it went.
+
+    \b
+    appliance run                                the synthetic conveyor and the parts handler
+    appliance run --camera food.mp4 --lossless --handler handlers/classify \
+        --set classify.model=mobilenet.tflite --set classify.labels=labels.txt
+    appliance run --config appliance.toml --broker mqtt://homeassistant.local
+    """
+    with _clear_errors():
+        config = _effective(config_path, log or "warning")
+        config = _with_cameras(config, cameras, frames=frames, lossless=lossless, fps=fps)
+        config = _with_handlers(config, handlers, settings)
+        if broker:
+            config = _replace(config, mqtt=_replace(config.mqtt, url=broker))
+        _run_appliance(config, state, as_json=as_json, cameras=True)
+
+
+@cli.command()
+@_config
+@_state
+@_log
+def zipper(config_path: Path | None, state: str, log: str | None) -> None:
+    """Run the zipper alone: handlers, inference, publishing. Cameras connect by `appliance source`."""
+    with _clear_errors():
+        _run_appliance(_with_handlers(_effective(config_path, log), (), ()), state, as_json=False, cameras=False)
+
+
+@cli.command()
+@_config
+@_state
+@_log
+@click.option("--camera", "name", metavar="NAME", help="Which camera of the configuration, where there are several.")
+def source(config_path: Path | None, state: str, log: str | None, name: str | None) -> None:
+    """Run one camera alone and stream it to a zipper, on this machine or another (section [link])."""
+    from appliance.client import link_to_zipper  # noqa: PLC0415
+    from appliance.device.journal import configure_logging  # noqa: PLC0415
+    from appliance.source import Source, run_until_signalled  # noqa: PLC0415
+
+    with _clear_errors():
+        config = _effective(config_path, log)
+        check_config(config)
+        camera = _choose_camera(config, name)
+        configure_logging(f"source-{camera.name}", config.log.level, config.log.format)
+        address, credential = link_to_zipper(config.link, state or config.device.state_dir)
+        asyncio.run(run_until_signalled(lambda: Source(camera, address, credential)))
+
+
+@cli.command()
+@_config
+@_state
+def doctor(config_path: Path | None, state: str) -> None:
+    """Say what this machine has and lacks, one line each, with the remedy. Exit code 1 where something is missing."""
+    from appliance.doctor import examine  # noqa: PLC0415
+
+    with _clear_errors():
+        config = _with_handlers(_effective(config_path, None), (), ())
+        findings = asyncio.run(examine(config, state or config.device.state_dir))
+    signs = {True: click.style("ok  ", fg="green"), False: click.style("FAIL", fg="red"), None: "-   "}
+    for finding in findings:
+        click.echo(f"{signs[finding.good]} {finding.subject:<16} {finding.text}")
+    if any(finding.good is False for finding in findings):
+        raise SystemExit(EXIT_FAILURE)
+
+
+@cli.command("config")
+@_config
+def show_config(config_path: Path | None) -> None:
+    """Print the effective configuration as TOML, defaults included and secrets left out."""
+    import tomli_w  # noqa: PLC0415
+
+    with _clear_errors():
+        config = _with_handlers(_effective(config_path, None), (), ())
+        check_config(config)
+    click.echo(tomli_w.dumps(_without_secrets(msgspec.to_builtins(config))), nl=False)
+
+
+# --- the configuration, and what the command line changes of it ----------------------------------------------
+
+
+def _effective(path: Path | None, log: str | None) -> Config:
+    config = load_config(path)
+    if log and (path is None or config.log == type(config.log)()):
+        config = _replace(config, log=_replace(config.log, level=log))
+    return config
+
+
+def _with_cameras(
+    config: Config, urls: tuple[str, ...], *, frames: int | None, lossless: bool, fps: float | None
+) -> Config:
+    cameras = config.cameras
+    if urls:
+        names = ["camera", *(f"camera{number}" for number in range(2, len(urls) + 1))]
+        cameras = tuple(CameraConfig(name=name, url=url) for name, url in zip(names, urls, strict=True))
+    changes: dict[str, Any] = {"frames": frames, "lossless": lossless, "fps": fps}
+    given = {key: value for key, value in changes.items() if value}
+    return _replace(config, cameras=tuple(_replace(camera, **given) for camera in cameras))
+
+
+def _with_handlers(config: Config, paths: tuple[str, ...], settings: tuple[str, ...]) -> Config:
+    from appliance.manifest import load_manifest  # noqa: PLC0415
+
+    handlers = config.handlers
+    if paths or not handlers:
+        handlers = tuple(HandlerConfig(path=path) for path in paths or (str(HANDLERS / "parts"),))
+    given: dict[str, dict[str, str]] = {}
+    for text in settings:
+        target, equals, value = text.partition("=")
+        name, dot, key = target.partition(".")
+        if not (equals and dot and name and key):
+            raise ConfigError(f"--set {text!r} is not HANDLER.KEY=VALUE, e.g. classify.labels=labels.txt")
+        given.setdefault(name, {})[key] = value
+    changed = []
+    for handler in handlers:
+        name = handler.name or load_manifest(Path(handler.path)).name
+        changed.append(_replace(handler, settings=handler.settings | given.pop(name, {})))
+    if given:
+        raise ConfigError(f"--set {next(iter(given))}.…: there is no handler of that name; see --handler")
+    return _replace(config, handlers=tuple(changed))
+
+
+def _choose_camera(config: Config, name: str | None) -> CameraConfig:
+    names = [camera.name for camera in config.cameras]
+    if name is None and len(names) == 1:
+        return config.cameras[0]
+    if name not in names:
+        raise ConfigError(f"choose a camera with --camera: {', '.join(names)}")
+    return config.cameras[names.index(name)]
+
+
+def _without_secrets(value: Any) -> Any:
+    """For TOML, which has no null, and for eyes, which need no secrets (a ``file:`` reference is none)."""
+    if isinstance(value, dict):
+        return {
+            key: "…"
+            if key in ("password", "credential") and item and not item.startswith("file:")
+            else _without_secrets(item)
+            for key, item in value.items()
+            if item is not None
+        }
+    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
+
+
+# --- running -------------------------------------------------------------------------------------------------
+
+
+def _run_appliance(config: Config, state: str, *, as_json: bool, cameras: bool) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    from appliance.app import Appliance  # noqa: PLC0415
+    from appliance.console import show_summary  # noqa: PLC0415
+    from appliance.device.journal import configure_logging  # noqa: PLC0415
+    from appliance.device.state import open_state  # noqa: PLC0415
+
+    configure_logging("zipper", config.log.level, config.log.format)
+    directory = open_state(state or config.device.state_dir)
+    console = Console(stderr=as_json)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        box = Appliance(config, directory, cameras=cameras)
+        async with asyncio.TaskGroup() as tasks:
+            shown = tasks.create_task(_show(box, console, quiet=as_json or not cameras))
+            summary = await box.run(stop)
+            shown.cancel()
+        if as_json:
+            click.echo(msgspec.json.encode(summary).decode())
+        elif cameras:
+            show_summary(summary, console)
+
+    _run(main)
+
+
+async def _show(box: Any, console: Any, *, quiet: bool) -> None:
+    from appliance.console import watch  # noqa: PLC0415
+
+    await box.up.wait()
+    if quiet:
+        return
+    topic = box.publisher.topics.root
+    host, port = box.broker_url.split("://")[1].rpartition(":")[::2]
+    console.print(
+        f"results: mosquitto_sub -h {host} -p {port} -t '{topic}/#' -v", highlight=False, markup=False, soft_wrap=True
+    )
+    await watch(box, console)
+
+
+def _run(main: Callable[[], Any]) -> None:
+    """Run a coroutine; a deliberate error comes out of its groups as itself."""
+    try:
+        asyncio.run(main())
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, ApplianceError):
+            raise error from None
+        raise
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """A deliberate error is one line and an exit code, not a traceback."""
+    try:
+        yield
+    except ApplianceError as error:
+        click.echo(f"appliance: {error}", err=True)
+        raise SystemExit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILURE) from error
+
+
+def main() -> None:
+    """Entry point of the ``appliance`` command."""
+    cli()
+    sys.exit(0)

@@ -1,0 +1,85 @@
+"""How a run went, as numbers: what ``appliance run`` prints at its end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from appliance.cbor import decode_strict
+from appliance.frame import Frame
+from appliance.publisher import PublisherStats
+from appliance.stats import Histogram
+
+PERCENTILES = ("p50", "p95", "p99")
+
+
+class Verdicts:
+    """Results compared with the truth that a camera knows of its own pictures (the synthetic one does)."""
+
+    def __init__(self) -> None:
+        self.checked = 0
+        self.matched = 0
+
+    def see(self, frame: Frame) -> None:
+        """Count a result whose picture came with its truth and whose value has a ``label``."""
+        truth = frame.meta.get("truth")
+        if truth is None or frame.format != "cbor":
+            return
+        value = decode_strict(frame.payload)
+        if isinstance(value, dict) and "label" in value:
+            self.checked += 1
+            self.matched += value["label"] == truth
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """The final object of ``appliance run --json``."""
+
+    seconds: float
+    captured: int
+    """Pictures that the cameras gave."""
+    dropped: dict[str, int]
+    """Frames that were not handled, by cause (docs/mqtt.md names them)."""
+    results: int
+    """Results accepted for publishing."""
+    published: int
+    """Results that the broker acknowledged."""
+    spooled: int
+    """Results that wait on disk for the broker."""
+    lost: int
+    """Accepted results that nobody will ever see, and results refused by the publisher."""
+    latency_ms: dict[str, dict[str, float]]
+    """``total`` (capture to acknowledgement) and each stage: p50, p95, p99."""
+    memory_mb: dict[str, float]
+    """Proportional set size of each process, and their ``total``."""
+    truth: dict[str, int] | None = None
+    """``checked`` and ``matched``, where the camera knows what it showed."""
+
+
+def summarise(
+    *,
+    captured: int,
+    dropped: Mapping[str, int],
+    stats: PublisherStats,
+    latency: Mapping[str, Histogram],
+    memory_kb: Mapping[str, int],
+    verdicts: Verdicts,
+    seconds: float,
+) -> Summary:
+    memory = {name: round(size / 1024, 1) for name, size in memory_kb.items()}
+    return Summary(
+        seconds=round(seconds, 2),
+        captured=captured,
+        dropped=dict(dropped),
+        results=stats.results,
+        published=stats.published,
+        spooled=stats.backlog,
+        lost=stats.lost + sum(stats.refused.values()),
+        latency_ms={stage: milliseconds(histogram) for stage, histogram in latency.items()},
+        memory_mb={**memory, "total": round(sum(memory_kb.values()) / 1024, 1)},
+        truth={"checked": verdicts.checked, "matched": verdicts.matched} if verdicts.checked else None,
+    )
+
+
+def milliseconds(histogram: Histogram) -> dict[str, Any]:
+    """p50, p95 and p99 of a histogram of microseconds."""
+    return {name: round(histogram.percentile(int(name[1:]) / 100) / 1000, 3) for name in PERCENTILES}

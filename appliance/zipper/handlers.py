@@ -1,0 +1,84 @@
+"""A local handler as an observer: frames become jobs for its worker, what it emits becomes frames again."""
+
+import time
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+from appliance.frame import PICTURE_FORMATS, Frame, Producer
+from appliance.inference.broker import Broker
+from appliance.inference.messages import View
+from appliance.sandbox.host import HandlerHost, HandlerStatus
+from appliance.sandbox.messages import Job
+from appliance.sandbox.session import Finished
+from appliance.sandbox.spawning import Zygote
+from appliance.sandbox.spec import HandlerSpec
+from appliance.zipper.core import Ticket, Zipper
+
+
+@dataclass(frozen=True, slots=True)
+class _InHand:
+    ticket: Ticket
+    delivered_ns: int
+
+
+class LocalHandler:
+    """``async with LocalHandler(…)``: observes while the block lasts."""
+
+    def __init__(self, spec: HandlerSpec, zipper: Zipper, zygote: Zygote, broker: Broker) -> None:
+        self.spec = spec
+        self._zipper = zipper
+        self._broker = broker
+        self._host = HandlerHost(spec, zygote, broker, self._finished)
+        self._in_hand: dict[int, _InHand] = {}
+        self._ahead = [(model.model, View(fit=model.fit)) for model in spec.models if model.ahead]
+
+    async def __aenter__(self) -> Self:
+        await self._host.__aenter__()
+        self._zipper.attach(self.spec.name, self.spec.observes, HandlerHost.CAPACITY, self._deliver, in_memory=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._zipper.detach(self.spec.name)
+        await self._host.__aexit__(kind, error, trace)
+
+    @property
+    def status(self) -> HandlerStatus:
+        return self._host.status
+
+    def _deliver(self, ticket: Ticket) -> None:
+        frame, ref = ticket.frame, ticket.ref
+        if ref is None:
+            raise AssertionError("an observer in memory got a frame that is not")
+        if frame.format in PICTURE_FORMATS:
+            for model, view in self._ahead:  # decoding begins now, the guest asks later
+                self._broker.prepare(model, ref, view)
+        self._in_hand[ref.key] = _InHand(ticket, time.time_ns())
+        self._host.submit(Job(ref, frame.tag, frame.source, frame.seq, frame.captured_ns))
+
+    def _finished(self, finished: Finished) -> None:
+        in_hand = self._in_hand.pop(finished.job.frame.key)
+        if finished.emits:
+            producer = Producer(self.spec.name, self.spec.version, finished.models)
+            origin = timed(in_hand.ticket.frame, finished, in_hand.delivered_ns, time.time_ns())
+            for emit in finished.emits:
+                self._zipper.emit(origin.derive(emit.tag, emit.format, emit.payload, producer), in_hand.ticket)
+        self._zipper.finished(self.spec.name, in_hand.ticket)
+
+
+def timed(frame: Frame, finished: Finished, delivered_ns: int, now_ns: int) -> Frame:
+    """The frame with the handler's stages added to its history.
+
+    What is neither decoding, inference nor the guest itself was waiting: for the router, for the worker to be
+    done with the frame before, for the model. Decoding ahead of the question overlaps that wait and costs 0 here.
+    """
+    queued = frame.after("queue", delivered_ns)
+    elapsed = max(0, (now_ns - delivered_ns) // 1000)
+    known = {"decode": finished.decode_us, "inference": finished.invoke_us, "handler": finished.guest_us}
+    waited = max(0, elapsed - sum(known.values()))
+    spent = {**queued.spent, "queue": queued.spent["queue"] + waited}
+    for stage, microseconds in known.items():
+        spent[stage] = spent.get(stage, 0) + microseconds
+    return replace(queued, spent=spent)
