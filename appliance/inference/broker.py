@@ -92,7 +92,9 @@ class Broker:
             if self._tasks:  # requests under way fail as their process ends, rather than being cancelled
                 await asyncio.wait(self._tasks)
         finally:
-            await self._group.__aexit__(kind, error, trace)
+            # An error of whoever uses the broker passes as it is, not wrapped in the group of its tasks.
+            cancelled = isinstance(error, asyncio.CancelledError)
+            await self._group.__aexit__(kind if cancelled else None, error if cancelled else None, trace)
 
     async def ready(self, model: ModelSpec) -> Ready:
         """Start or join the model's process and wait until it is ready; ModelError where that fails."""

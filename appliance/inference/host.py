@@ -21,6 +21,8 @@ ATTEMPTS = 2
 PATIENCE_SECONDS = 1.0
 """A restart that is further away is not waited for: requests fail at once instead."""
 FIRST_DELAY, LIMIT_DELAY = 0.05, 30.0
+RELOAD_SECONDS = 5.0
+"""A model that cannot be loaded is tried again no sooner: files and devices do not heal in milliseconds."""
 
 logger = logging.getLogger("inference")
 
@@ -70,7 +72,7 @@ class ModelHost:
         try:
             while True:
                 error = await self._live(backoff)
-                delay = backoff.failed(loop.time())
+                delay = max(backoff.failed(loop.time()), RELOAD_SECONDS if self._state == "failed" else 0)
                 self._last_error = str(error)
                 logger.error("%s; it is started again in %.2g s", error, delay)
                 if delay > PATIENCE_SECONDS:

@@ -26,8 +26,8 @@ MAX_DECODED_BYTES = 64 << 20
 CHANNELS = {"gray": 1, "rgb": 3}
 MODES = {1: "L", 3: "RGB"}
 PADDING = 128
-TOLERATED = "extraneous bytes"
-"""What libjpeg says of the padding between segments that some webcams write; such pictures are whole."""
+TOLERATED = "before marker 0xd9"
+"""What libjpeg says of padding at the end of the picture, which some webcams write; such pictures are whole."""
 
 Array = npt.NDArray[Any]
 Samples = npt.NDArray[np.uint8]
@@ -149,8 +149,8 @@ class Picture:
 
     def _check_header(self) -> None:
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(self._payload, strict=False)
-        except ValueError as error:
+            height, width, *_ = simplejpeg.decode_jpeg_header(self._payload)
+        except (ValueError, KeyError) as error:  # KeyError: a subsampling it has no name for
             raise PeerError(f"a picture that is not a JPEG: {error}") from error
         if (width, height) != self.size:
             stated = f"{self.size[0]}x{self.size[1]}"
@@ -168,7 +168,7 @@ class Picture:
             "min_factor": 2,  # smaller factors cost the decoder more than they save the resizer
         }
         try:
-            high, wide, *_ = simplejpeg.decode_jpeg_header(self._payload, **least, strict=False)
+            high, wide, *_ = simplejpeg.decode_jpeg_header(self._payload, **least)
             if high * wide * self._channels > MAX_DECODED_BYTES:
                 raise PeerError(f"a picture that decodes to {wide}x{high} is over {MAX_DECODED_BYTES} bytes")
             return self._decode_jpeg(least)

@@ -78,6 +78,7 @@ class ModelProcess:
         try:
             self.ready = await self._ready
         except BaseException:
+            self._popen.kill()  # it loads, and would not see its socket closed
             await self._stop()
             raise
         return self

@@ -7,16 +7,18 @@ from appliance.inference.ahead import MAX_AHEAD, MAX_REQUESTS, Desk, Prepared, k
 from appliance.inference.messages import Crop, Infer, InferTensors, Prepare, View
 from appliance.ipc.ring import FrameRef
 
+WHOLE = View()
+
 
 def frame(key: int) -> FrameRef:
     return FrameRef(key, 0, 0, "jpeg", 1, 1)
 
 
-def prepare(key: int, view: View = View()) -> Prepare:
+def prepare(key: int, view: View = WHOLE) -> Prepare:
     return Prepare(frame(key), view)
 
 
-def infer(id: int, key: int, view: View = View()) -> Infer:
+def infer(id: int, key: int, view: View = WHOLE) -> Infer:
     return Infer(id, frame(key), view)
 
 
@@ -89,15 +91,15 @@ def test_nothing_is_lost_but_old_pictures(steps: list[tuple[str, int]]) -> None:
 
 def test_prepared_inputs_are_given_out_once() -> None:
     prepared: Prepared[str] = Prepared()
-    assert prepared.put((1, View()), "one") is None
-    assert (1, View()) in prepared
-    assert prepared.take((1, View())) == "one"
-    assert prepared.take((1, View())) is None
+    assert prepared.put((1, WHOLE), "one") is None
+    assert (1, WHOLE) in prepared
+    assert prepared.take((1, WHOLE)) == "one"
+    assert prepared.take((1, WHOLE)) is None
 
 
 def test_views_of_a_frame_are_different_inputs() -> None:
     prepared: Prepared[str] = Prepared()
-    prepared.put((1, View()), "whole")
+    prepared.put((1, WHOLE), "whole")
     assert prepared.take((1, View(Crop(0, 0, 5, 5)))) is None
     assert prepared.take((1, View(fit="letterbox"))) is None
 
@@ -108,11 +110,11 @@ def test_prepared_inputs_are_few_and_each_tensor_is_somewhere(steps: list[tuple[
     kept: dict[int, int] = {}
     for number, (putting, key) in enumerate(steps):
         if putting:
-            dropped = prepared.put((key, View()), number)
+            dropped = prepared.put((key, WHOLE), number)
             expected = kept.pop(key, None)
             if expected is None and len(kept) == MAX_AHEAD:
                 expected = kept.pop(next(iter(kept)))
             assert dropped == expected
             kept[key] = number
         else:
-            assert prepared.take((key, View())) == kept.pop(key, None)
+            assert prepared.take((key, WHOLE)) == kept.pop(key, None)

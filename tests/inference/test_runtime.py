@@ -45,7 +45,7 @@ def test_an_unknown_runtime_is_a_fault_of_the_configuration() -> None:
 
 def test_a_missing_runtime_comes_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "RUNTIMES", {"litert": Package("not_installed", "install ai-edge-litert")})
-    with pytest.raises(DeviceError, match="cannot be imported.*: install ai-edge-litert"):
+    with pytest.raises(DeviceError, match=r"cannot be imported.*: install ai-edge-litert"):
         Runtime("litert")
 
 

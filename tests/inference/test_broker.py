@@ -1,0 +1,435 @@
+"""The broker with real processes and tiny models; what a process may do wrong is in test_process.py."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import tiny_models
+from conftest import Save, samples, write
+
+from appliance.errors import HandlerError, ModelError, PeerError
+from appliance.inference import host as hosts
+from appliance.inference.broker import Broker
+from appliance.inference.host import ModelStatus
+from appliance.inference.messages import MAX_TENSOR_BYTES, Crop, View
+from appliance.inference.model import ModelSpec
+from appliance.ipc.ring import FrameRef, RingWriter
+
+WHOLE = View()
+DOUBLE = (sys.executable, str(Path(__file__).with_name("service_double.py")))
+
+
+@pytest.fixture
+async def broker(ring: RingWriter) -> AsyncIterator[Broker]:
+    async with asyncio.timeout(60), Broker(ring.fd) as broker:
+        yield broker
+
+
+@pytest.fixture
+def echo(save: Save) -> ModelSpec:
+    return save(tiny_models.echo(), "echo.tflite")
+
+
+def status(broker: Broker, name: str) -> ModelStatus:
+    (found,) = [status for status in broker.status() if status.name == name]
+    return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until something has happened; the test's timeout ends the wait."""
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+def pid_of(broker: Broker, name: str = "echo.tflite") -> int:
+    pid = status(broker, name).pid
+    assert pid is not None
+    return pid
+
+
+async def test_a_model_answers_about_a_picture(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    picture = samples(8, 8)
+    inference = await broker.infer(echo, write(ring, picture), WHOLE)
+    assert inference.tensors == [picture.tobytes()]
+    assert (inference.run.model, inference.run.digest, inference.run.device) == ("echo.tflite", echo.digest, "cpu")
+    assert inference.run.runtime.startswith("litert ")
+    assert inference.decode_us > 0
+    assert inference.wait_us > 0
+
+
+async def test_ready_describes_the_model(broker: Broker, echo: ModelSpec) -> None:
+    ready = await broker.ready(echo)
+    assert [(info.name, info.dtype, info.shape) for info in ready.inputs] == [("picture", "uint8", (1, 8, 8, 3))]
+    assert [(info.name, info.nbytes) for info in ready.outputs] == [("echo", 192)]
+    assert ready.note == ""
+    assert status(broker, "echo.tflite").state == "running"
+
+
+async def test_tensors_of_the_guests_own(broker: Broker, save: Save) -> None:
+    pick = save(tiny_models.pick())
+    assert (await broker.infer_tensors(pick, [b"\x02\0\0\0"])).tensors == [b"\x1e\0\0\0"]
+    with pytest.raises(HandlerError, match=r"inputs of \[3\] bytes for a model that takes \[4\]"):
+        await broker.infer_tensors(pick, [b"\x02\0\0"])
+    with pytest.raises(ModelError, match="gather index out of bounds"):
+        await broker.infer_tensors(pick, [b"\x09\0\0\0"])
+    assert (await broker.infer_tensors(pick, [b"\x01\0\0\0"])).tensors == [b"\x14\0\0\0"]
+    assert status(broker, "model.tflite").restarts == 0
+
+
+async def test_pixels_come_from_a_process_without_a_model(broker: Broker, ring: RingWriter) -> None:
+    picture = samples(16, 12)
+    frame = write(ring, picture)
+    assert await broker.pixels(frame, Crop(2, 2, 4, 3), "rgb", 4, 3) == picture[2:5, 2:6].tobytes()
+    assert len(await broker.pixels(write(ring, picture, "jpeg"), Crop(), "gray", 160, 120)) == 160 * 120
+    with pytest.raises(HandlerError, match="rgb or gray"):
+        await broker.pixels(frame, Crop(), "bgr", 4, 3)
+    with pytest.raises(HandlerError, match=str(MAX_TENSOR_BYTES)):
+        await broker.pixels(frame, Crop(), "rgb", 1 << 20, 1 << 20)
+    assert status(broker, "pixels").run is None
+
+
+async def test_faults_are_raised_as_whose_they_are(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    with pytest.raises(PeerError, match="outside the ring"):
+        await broker.infer(echo, FrameRef(1, 1 << 40, 10, "jpeg", 8, 8), WHOLE)
+    with pytest.raises(PeerError, match="not a JPEG"):
+        await broker.infer(echo, FrameRef(2, 0, 10, "jpeg", 8, 8), WHOLE)
+    with pytest.raises(HandlerError, match="not inside the picture"):
+        await broker.infer(echo, write(ring, samples(8, 8)), View(Crop(4, 4, 8, 8)))
+    assert status(broker, "echo.tflite").restarts == 0
+
+
+# --- one inference for one question
+
+
+async def test_the_same_question_costs_one_inference(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    frame = write(ring, samples(8, 8))
+    first = await broker.infer(echo, frame, WHOLE)
+    again = await broker.infer(echo, frame, WHOLE)
+    assert again.tensors == first.tensors
+    assert (again.decode_us, again.invoke_us) == (0, 0)
+    await broker.infer(echo, frame, View(Crop(0, 0, 4, 4)))
+    assert status(broker, "echo.tflite").inferences == 2
+
+
+async def test_a_question_under_way_is_shared(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    frame = write(ring, samples(8, 8))
+    await broker.ready(echo)
+    os.kill(pid_of(broker), signal.SIGSTOP)
+    asks = [asyncio.create_task(broker.infer(echo, frame, WHOLE)) for _ in range(3)]
+    await until(lambda: len(broker._underway) == 1)
+    os.kill(pid_of(broker), signal.SIGCONT)
+    first, *others = await asyncio.gather(*asks)
+    assert status(broker, "echo.tflite").inferences == 1
+    assert all(other.tensors == first.tensors and other.invoke_us == 0 for other in others)
+
+
+async def test_who_shares_a_question_survives_the_one_who_asked_first(
+    broker: Broker, ring: RingWriter, echo: ModelSpec
+) -> None:
+    frame = write(ring, samples(8, 8))
+    await broker.ready(echo)
+    os.kill(pid_of(broker), signal.SIGSTOP)
+    first, second = (asyncio.create_task(broker.infer(echo, frame, WHOLE)) for _ in range(2))
+    await until(lambda: len(broker._underway) == 1)
+    first.cancel()
+    os.kill(pid_of(broker), signal.SIGCONT)
+    assert (await second).tensors == [samples(8, 8).tobytes()]
+    assert first.cancelled()
+
+
+async def test_a_forgotten_frame_is_asked_about_anew(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    frame = write(ring, samples(8, 8))
+    await broker.infer(echo, frame, WHOLE)
+    broker.forget(frame.key)
+    await broker.infer(echo, frame, WHOLE)
+    assert status(broker, "echo.tflite").inferences == 2
+
+
+async def test_what_is_answered_after_its_frame_is_gone_is_not_remembered(
+    broker: Broker, ring: RingWriter, echo: ModelSpec
+) -> None:
+    frame = write(ring, samples(8, 8))
+    await broker.ready(echo)
+    os.kill(pid_of(broker), signal.SIGSTOP)
+    ask = asyncio.create_task(broker.infer(echo, frame, WHOLE))
+    await until(lambda: len(broker._underway) == 1)
+    broker.forget(frame.key)
+    os.kill(pid_of(broker), signal.SIGCONT)
+    await ask
+    assert len(broker._memo) == 0
+    assert not broker._underway
+
+
+async def test_without_a_memo_only_what_is_under_way_is_shared(ring: RingWriter, echo: ModelSpec) -> None:
+    frame = write(ring, samples(8, 8))
+    async with Broker(ring.fd, memo=0) as broker:
+        await broker.infer(echo, frame, WHOLE)
+        await broker.infer(echo, frame, WHOLE)
+        assert status(broker, "echo.tflite").inferences == 2
+
+
+async def test_pictures_are_decoded_before_they_are_asked_for(
+    broker: Broker, ring: RingWriter, echo: ModelSpec
+) -> None:
+    await broker.ready(echo)
+    for seed in range(50):
+        frame = write(ring, samples(640, 480, seed % 4), "jpeg")
+        broker.prepare(echo, frame, WHOLE)
+        await broker.pixels(frame, Crop(), "gray", 8, 8)  # takes another process longer than decoding takes this one
+        inference = await broker.infer(echo, frame, WHOLE)
+        ring.free(frame)
+        if inference.decode_us == 0:
+            return
+    pytest.fail("no picture was ever prepared in time")
+
+
+async def test_preparing_needs_no_process_and_repeats_nothing(
+    broker: Broker, ring: RingWriter, echo: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = write(ring, samples(8, 8))
+    broker.prepare(echo, frame, WHOLE)  # nothing runs yet
+    assert broker.status() == ()
+    await broker.infer(echo, frame, WHOLE)
+    sent: list[object] = []
+    monkeypatch.setattr("appliance.inference.host.ModelHost.prepare", lambda self, message: sent.append(message))
+    broker.prepare(echo, frame, WHOLE)
+    assert sent == []
+    broker.prepare(echo, frame, View(fit="letterbox"))
+    assert len(sent) == 1
+
+
+# --- processes
+
+
+async def test_handlers_with_the_same_model_share_a_process(broker: Broker, echo: ModelSpec, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.tflite"
+    copy.write_bytes(echo.path.read_bytes())
+    await broker.ready(echo)
+    await broker.ready(replace(echo, path=copy))
+    assert len(broker.status()) == 1
+
+
+async def test_killing_a_process_under_way_costs_no_answer(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    picture = samples(8, 8)
+    await broker.ready(echo)
+    killed = pid_of(broker)
+    os.kill(killed, signal.SIGSTOP)
+    ask = asyncio.create_task(broker.infer(echo, write(ring, picture), WHOLE))
+    await until(lambda: len(broker._underway) == 1)
+    os.kill(killed, signal.SIGKILL)
+    assert (await ask).tensors == [picture.tobytes()]
+    now = status(broker, "echo.tflite")
+    assert (now.state, now.restarts) == ("running", 1)
+    assert now.pid != killed
+    assert "SIGKILL" in now.last_error
+
+
+async def test_a_process_that_dies_idle_is_replaced(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    await broker.ready(echo)
+    os.kill(pid_of(broker), signal.SIGKILL)
+    await until(lambda: status(broker, "echo.tflite").restarts == 1)
+    await broker.ready(echo)
+    assert status(broker, "echo.tflite").state == "running"
+
+
+async def test_a_hung_process_is_killed_and_its_request_asked_again(ring: RingWriter, echo: ModelSpec) -> None:
+    async with asyncio.timeout(60), Broker(ring.fd, timeout=1) as broker:
+        await broker.ready(echo)
+        os.kill(pid_of(broker), signal.SIGSTOP)
+        inference = await broker.infer(echo, write(ring, samples(8, 8)), WHOLE)
+        assert inference.tensors == [samples(8, 8).tobytes()]
+        assert "did not answer for 1 s" in status(broker, "echo.tflite").last_error
+
+
+async def test_a_request_that_kills_every_process_fails_and_is_not_asked_again(
+    ring: RingWriter, echo: ModelSpec
+) -> None:
+    frame = write(ring, samples(8, 8))
+    async with asyncio.timeout(60), Broker(ring.fd, command=(*DOUBLE, "dies when asked")) as broker:
+        for _ in range(2):  # the second is answered from memory
+            with pytest.raises(ModelError, match="its process died 2 times on this: it was ended by SIGSEGV, then it"):
+                await broker.infer(echo, frame, WHOLE)
+        await until(lambda: status(broker, "echo.tflite").restarts == 2)
+
+
+async def test_an_answer_of_another_kind_is_refused(ring: RingWriter, echo: ModelSpec) -> None:
+    async with Broker(ring.fd, command=(*DOUBLE, "answers with pixels")) as broker:
+        with pytest.raises(ModelError, match="another answer than outputs"):
+            await broker.infer(echo, write(ring, samples(8, 8)), WHOLE)
+        with pytest.raises(ModelError, match="another answer than pixels"):
+            await broker.pixels(write(ring, samples(8, 8)), Crop(), "rgb", 8, 8)  # 4 bytes are too few
+
+
+async def test_a_damaged_model_fails_alone(
+    broker: Broker, ring: RingWriter, echo: ModelSpec, save: Save, runtime: str
+) -> None:
+    await broker.infer(echo, write(ring, samples(8, 8)), WHOLE)
+    before = pid_of(broker)
+    for length in (9, 100, 300):
+        damaged = save(tiny_models.echo()[:length], f"damaged-{length}.tflite", runtime=runtime)
+        with pytest.raises(ModelError, match=damaged.path.name):
+            await broker.ready(damaged)
+    assert (await broker.infer(echo, write(ring, samples(8, 8, 1)), WHOLE)).tensors
+    assert pid_of(broker) == before
+
+
+async def test_a_model_that_has_changed_is_not_run(broker: Broker, echo: ModelSpec) -> None:
+    echo.path.write_bytes(tiny_models.pick())
+    with pytest.raises(ModelError, match="has changed since it was configured"):
+        await broker.ready(echo)
+    assert status(broker, "echo.tflite").state == "failed"
+
+
+async def test_a_model_that_heals_is_started_again(
+    broker: Broker, echo: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "RELOAD_SECONDS", 0.2)
+    content = echo.path.read_bytes()
+    echo.path.unlink()
+    with pytest.raises(ModelError, match="No such file"):
+        await broker.ready(echo)
+    echo.path.write_bytes(content)
+    await until(lambda: status(broker, "echo.tflite").state == "running")
+    assert (await broker.ready(echo)).outputs
+
+
+async def test_a_restart_that_is_far_away_is_not_waited_for(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    echo.path.unlink()
+    with pytest.raises(ModelError, match="No such file"):
+        await broker.ready(echo)
+    await until(lambda: status(broker, "echo.tflite").last_error != "")
+    with pytest.raises(ModelError, match="No such file"):
+        await broker.infer(echo, write(ring, samples(8, 8)), WHOLE)
+    assert status(broker, "echo.tflite").restarts == 0
+
+
+async def test_a_runtime_that_is_not_installed_is_said_to_be(broker: Broker, echo: ModelSpec) -> None:
+    with pytest.raises(ModelError, match="no runtime is called 'onnx'"):
+        await broker.ready(replace(echo, runtime="onnx"))
+
+
+async def test_requests_are_bounded(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    await broker.ready(echo)
+    os.kill(pid_of(broker), signal.SIGSTOP)
+    views = [View(Crop(x, y, 1, 1)) for x in range(8) for y in range(8)] + [View()]
+    frame = write(ring, samples(8, 8))
+    asks = [asyncio.create_task(broker.infer(echo, frame, view)) for view in views]
+    with pytest.raises(ModelError, match="64 requests are waiting"):
+        await asks[-1]
+    os.kill(pid_of(broker), signal.SIGCONT)
+    assert len(await asyncio.gather(*asks[:-1])) == 64
+
+
+async def test_models_are_bounded(broker: Broker, echo: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.inference.broker.MAX_MODELS", 1)
+    await broker.ready(echo)
+    with pytest.raises(ModelError, match="1 models run already"):
+        await broker.ready(replace(echo, digest="another"))
+
+
+async def test_models_that_no_handler_uses_are_stopped(
+    broker: Broker, ring: RingWriter, echo: ModelSpec, save: Save
+) -> None:
+    other = save(tiny_models.pick(), "pick.tflite")
+    await broker.ready(echo)
+    await broker.ready(other)
+    stopped = psutil.Process(pid_of(broker))
+    broker.retain([other])
+    await until(lambda: not stopped.is_running())
+    assert [status.name for status in broker.status()] == ["pick.tflite"]
+    assert (await broker.infer(echo, write(ring, samples(8, 8)), WHOLE)).tensors  # and started again when asked
+
+
+async def test_stopping_ends_processes_and_fails_what_is_under_way(ring: RingWriter, echo: ModelSpec) -> None:
+    async with asyncio.timeout(60), Broker(ring.fd) as broker:
+        await broker.ready(echo)
+        process = psutil.Process(pid_of(broker))
+        process.suspend()
+        ask = asyncio.create_task(broker.infer(echo, write(ring, samples(8, 8)), WHOLE))
+        await until(lambda: len(broker._underway) == 1)
+    with pytest.raises(ModelError, match="stopped"):
+        await ask
+    assert not process.is_running()
+    with pytest.raises(ModelError, match="being stopped"):
+        await broker.ready(echo)
+
+
+async def test_an_error_of_the_user_passes_as_it_is_and_leaves_no_process(ring: RingWriter, echo: ModelSpec) -> None:
+    broker = Broker(ring.fd)
+
+    async def fail() -> None:
+        async with asyncio.timeout(60), broker:
+            await broker.ready(echo)
+            pids.append(pid_of(broker))
+            raise KeyError("a defect")
+
+    pids: list[int] = []
+    with pytest.raises(KeyError, match="a defect"):
+        await fail()
+    assert not psutil.pid_exists(pids[0])
+
+
+async def test_cancelling_the_user_leaves_no_process(ring: RingWriter, echo: ModelSpec) -> None:
+    broker = Broker(ring.fd)
+    up = asyncio.Event()
+
+    async def use() -> None:
+        async with broker:
+            await broker.ready(echo)
+            up.set()
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(60):
+        user = asyncio.create_task(use())
+        await up.wait()
+        pid = pid_of(broker)
+        user.cancel()
+        await asyncio.wait([user])
+    assert user.cancelled()
+    assert not psutil.pid_exists(pid)
+
+
+async def test_a_defect_of_the_broker_ends_its_user(
+    ring: RingWriter, echo: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("appliance.inference.host.ModelHost._up", fail)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.timeout(60), Broker(ring.fd) as broker:
+            await broker.ready(echo)
+    assert caught.group_contains(ZeroDivisionError)
+
+
+def test_a_process_dies_with_its_zipper(echo: ModelSpec) -> None:
+    zipper = """
+import asyncio, hashlib, pathlib, sys
+from appliance.inference.broker import Broker
+from appliance.inference.model import ModelSpec
+from appliance.ipc.ring import RingWriter
+
+async def main(path, digest):
+    async with Broker(RingWriter(1 << 16).fd) as broker:
+        await broker.ready(ModelSpec(pathlib.Path(path), digest))
+        print(broker.status()[0].pid, flush=True)
+        await asyncio.Event().wait()
+
+assert "numpy" not in sys.modules, "the zipper has no use for numpy"
+asyncio.run(main(*sys.argv[1:]))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", zipper, str(echo.path), echo.digest], stdout=subprocess.PIPE, text=True
+    ) as popen:
+        assert popen.stdout is not None
+        process = psutil.Process(int(popen.stdout.readline()))
+        process.suspend()  # so that it cannot notice that its socket is closed
+        popen.kill()
+    process.wait(20)
