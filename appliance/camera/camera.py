@@ -31,8 +31,9 @@ BACKENDS: dict[str, str] = {
     "av": "appliance.camera.av_backend:open_av",
     "picamera2": "appliance.camera.picamera2_backend:open_picamera2",
 }
-"""Kind of camera -> ``module:function`` that opens one; the module is imported when first chosen."""
-
+"""Kind of camera -> ``module:function`` that opens one; the module is imported when first chosen. A kind is
+also the scheme of its URLs, but for those in PATH_KINDS."""
+PATH_KINDS = frozenset({"images", "av"})
 AV_SCHEMES = frozenset({"rtsp", "rtsps", "http", "https"})
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 
@@ -62,6 +63,8 @@ class Camera(ABC):
 
     live: bool
     """True: real time, what is not read in time is lost. False: waits for its reader, and may come to an end."""
+    lost: int = 0
+    """Pictures that the camera made and nobody read in time, where it can know."""
     description: str
     """For logs and status, without credentials: what was opened, and its size and rate where known."""
 
@@ -96,7 +99,8 @@ def kind_of(config: CameraConfig) -> str:
     """Key of BACKENDS for ``config.url``; ConfigError where there is none."""
     url = config.url
     scheme = _SCHEME.match(url)
-    if scheme and scheme[1] in BACKENDS:
+    schemes = BACKENDS.keys() - PATH_KINDS
+    if scheme and scheme[1] in schemes:
         return scheme[1]
     if scheme and scheme[1] in AV_SCHEMES:
         return "av"
@@ -105,7 +109,7 @@ def kind_of(config: CameraConfig) -> str:
     try:
         mode = os.stat(url).st_mode  # noqa: PTH116 - the empty path must not mean "."
     except OSError as error:
-        known = ", ".join(f"{name}:" for name in sorted({*BACKENDS, *AV_SCHEMES} - {"av", "images"}))
+        known = ", ".join(f"{name}:" for name in sorted(schemes | AV_SCHEMES))
         raise wrong_url(
             config, f"{error.strerror}; it is a file, a directory, /dev/videoN or one of {known}"
         ) from error
@@ -114,14 +118,24 @@ def kind_of(config: CameraConfig) -> str:
     return "av"
 
 
+def target_size(config: CameraConfig, width: int, height: int) -> tuple[int, int]:
+    """(width, height) that a picture of ``width`` x ``height`` is to be given: where only one is configured, in
+    proportion."""
+    if config.width is None and config.height is None:
+        return width, height
+    wide = config.width or max(1, round(width * (config.height or height) / height))
+    high = config.height or max(1, round(height * wide / width))
+    return min(wide, MAX_PICTURE_SIDE), min(high, MAX_PICTURE_SIDE)
+
+
 def wrong_url(config: CameraConfig, why: str) -> ConfigError:
     """The error for a ``url`` that cannot work, naming camera and key."""
     return ConfigError(f"camera {config.name}: `url` {printable(config.url)!r}: {why}")
 
 
 def printable(url: str) -> str:
-    """The URL without the user name and password that it may carry."""
-    return _CREDENTIALS.sub("", url)
+    """The URL without what may be secret in it: user, password, the query of a network camera."""
+    return _CREDENTIALS.sub("", url).partition("?")[0] if "://" in url else url
 
 
 Options = TypeVar("Options", bound=msgspec.Struct)

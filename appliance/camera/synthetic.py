@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from appliance.camera.camera import Camera, Picture, url_options
+from appliance.camera.camera import Camera, Picture, url_options, wrong_url
 from appliance.config import CameraConfig
 
 Label = Literal["ok", "scratched", "missing_hole", "empty"]
@@ -24,13 +24,15 @@ LABELS: tuple[Label, ...] = get_args(Label)
 
 DEFAULT_WIDTH, DEFAULT_HEIGHT = 320, 240
 DEFAULT_FPS = 30.0
+MAX_PIXELS = 3840 * 2160
+"""Of a picture: what is kept for drawing takes some twenty times as many bytes."""
 DEFAULT_DEFECTS = 0.3
 DEFAULT_EMPTY = 0.1
 
-CYCLE = 30
-"""Frames from one part to the next."""
 GLIDE = 27
-"""Of these, frames in which the part is wholly in view; in the others the belt hurries on."""
+"""Frames in which a part is wholly in view."""
+CYCLE = GLIDE + 3
+"""Frames from one part to the next; in the last three the belt hurries on."""
 REACH = 0.14
 """How far from the middle a gliding part starts and ends, in picture widths."""
 
@@ -136,7 +138,9 @@ class Conveyor:
         reach = REACH * self.width
         if phase < GLIDE:
             return reach * (2 * phase / (GLIDE - 1) - 1)
-        return reach + (self._pitch - 2 * reach) * (phase - GLIDE + 1) / (CYCLE - GLIDE + 1)
+        # cut off by the edge, even in a very wide picture; then between two parts; then the next one, cut off
+        leaving = max((self._pitch + 2 * reach) / 4, self.width / 2 - self._radius / 2)
+        return (leaving, self._pitch / 2, self._pitch - leaving)[phase - GLIDE]
 
     def _belt_at(self, travel: float) -> Words:
         period = self._belt.shape[1] // 3 - self.width
@@ -343,9 +347,14 @@ class SyntheticCamera(Camera):
 
 
 def open_synthetic(config: CameraConfig) -> SyntheticCamera:
-    """The conveyor in the configured size and rate; a width alone keeps the proportions, and so does a height."""
+    """The conveyor in the configured size and rate; a width alone keeps the proportions, and so does a height.
+
+    ConfigError for unknown options and for more than MAX_PIXELS.
+    """
     options = url_options(config, Options)
     width = config.width or round((config.height or DEFAULT_HEIGHT) * DEFAULT_WIDTH / DEFAULT_HEIGHT)
     height = config.height or round(width * DEFAULT_HEIGHT / DEFAULT_WIDTH)
+    if width * height > MAX_PIXELS:
+        raise wrong_url(config, f"{width}x{height} is over the limit of {MAX_PIXELS} pixels")
     conveyor = Conveyor(width, height, options.seed, options.defects, options.empty)
     return SyntheticCamera(conveyor, config.fps or DEFAULT_FPS)
