@@ -1,12 +1,16 @@
 """The handlers' build, their modules, and guests made for a test."""
 
+import functools
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from guest_host import HANDLERS
+
+GuestModule = Callable[[str], bytes]
 
 
 def _load_build() -> ModuleType:
@@ -32,12 +36,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("handler", found, ids=lambda path: path.name)
 
 
+@pytest.fixture(scope="session")
+def guest_module(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> GuestModule:
+    """Builds a guest of the directory guests/; skips where its toolchain is missing."""
+
+    def make(name: str) -> bytes:
+        module = tmp_path_factory.mktemp(name) / "handler.wasm"
+        try:
+            build.build(Path(__file__).parent / "guests" / name, module)
+        except build.ToolchainMissingError as reason:
+            pytest.skip(str(reason))
+        return module.read_bytes()
+
+    return functools.cache(make)
+
+
 @pytest.fixture(scope="session", params=["c", "rust"])
-def mirror(request: pytest.FixtureRequest, build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def mirror(request: pytest.FixtureRequest, guest_module: GuestModule) -> bytes:
     """A guest that reads its payload with the SDK's CBOR reader and emits it again with the SDK's writer."""
-    module = tmp_path_factory.mktemp("mirror") / "handler.wasm"
-    try:
-        build.build(Path(__file__).parent / "guests" / f"mirror_{request.param}", module)
-    except build.ToolchainMissingError as reason:
-        pytest.skip(str(reason))
-    return module.read_bytes()
+    return guest_module(f"mirror_{request.param}")

@@ -6,11 +6,12 @@ from typing import Any
 
 import cbor2
 import pytest
-from guest_host import EINVAL, Guest, Picture
+from guest_host import Guest, Picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.cbor import decode_strict
+from appliance.sandbox.messages import Errno
 
 COPY, HEADER = 0, 1
 
@@ -39,7 +40,7 @@ def data(payload: bytes) -> Picture:
 def mirrored(guest: Guest, payload: bytes) -> Any:
     before = len(guest.emits)
     assert guest.handle(data(payload)) == 0
-    return decode_strict(guest.emits[before + COPY][2])
+    return decode_strict(guest.emits[before + COPY].payload)
 
 
 @given(value=values)
@@ -58,7 +59,7 @@ def test_any_bytes_are_a_value_or_refused(guest: Guest, payload: bytes) -> None:
     except ValueError:
         valid = None
     status = guest.handle(data(payload))
-    assert status in (0, EINVAL)
+    assert status in (0, Errno.EINVAL)
     if valid is not None and _in_range(valid):
         assert status == 0
 
@@ -68,15 +69,15 @@ def test_damaged_documents_never_trap(guest: Guest, value: object, cut: int, noi
     payload = cbor2.dumps(value)
     at = cut % (len(payload) + 1)
     damaged = payload[:at] + noise + payload[at + len(noise) :]
-    assert guest.handle(data(damaged[:8192])) in (0, EINVAL)
+    assert guest.handle(data(damaged[:8192])) in (0, Errno.EINVAL)
 
 
 def test_every_prefix_and_every_trailing_byte_is_refused(guest: Guest) -> None:
     payload = cbor2.dumps({"objects": [{"label": "cat", "score": 0.5, "box": [1, 2, 300, 70000]}], "n": -(2**40)})
     assert mirrored(guest, payload)["n"] == -(2**40)
     for end in range(len(payload)):
-        assert guest.handle(data(payload[:end])) == EINVAL
-    assert guest.handle(data(payload + b"\x00")) == EINVAL
+        assert guest.handle(data(payload[:end])) == Errno.EINVAL
+    assert guest.handle(data(payload + b"\x00")) == Errno.EINVAL
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_every_prefix_and_every_trailing_byte_is_refused(guest: Guest) -> None:
     ],
 )
 def test_what_the_appliance_does_not_use_is_refused(guest: Guest, payload: bytes) -> None:
-    assert guest.handle(data(payload)) == EINVAL
+    assert guest.handle(data(payload)) == Errno.EINVAL
 
 
 @pytest.mark.parametrize("bits", [0x0000, 0x8000, 0x0001, 0x03FF, 0x0400, 0x3C00, 0x3555, 0x7BFF, 0xC000])
@@ -112,7 +113,7 @@ def test_what_json_cannot_say_becomes_null(guest: Guest, value: float) -> None:
 def test_floats_take_32_bits_where_that_is_exact(guest: Guest) -> None:
     before = len(guest.emits)
     assert guest.handle(data(cbor2.dumps([0.5, 0.1]))) == 0
-    assert guest.emits[before + COPY][2] == b"\x82\xfa" + struct.pack(">f", 0.5) + b"\xfb" + struct.pack(">d", 0.1)
+    assert guest.emits[before + COPY].payload == b"\x82\xfa" + struct.pack(">f", 0.5) + b"\xfb" + struct.pack(">d", 0.1)
 
 
 def test_a_full_buffer_is_an_error_and_nothing_is_written_beyond_it(guest: Guest) -> None:
@@ -128,7 +129,7 @@ def test_a_full_buffer_is_an_error_and_nothing_is_written_beyond_it(guest: Guest
 def test_the_frames_header_is_where_it_belongs(guest: Guest) -> None:
     before = len(guest.emits)
     assert guest.handle(data(b"\x01")) == 0
-    assert decode_strict(guest.emits[before + HEADER][2]) == [2**40 + 3, 10**18, 0x12, 0, 0, 1]
+    assert decode_strict(guest.emits[before + HEADER].payload) == [2**40 + 3, 10**18, 0x12, 0, 0, 1]
 
 
 def _in_range(value: object) -> bool:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from guest_host import EFRAME, EINVAL, EMODEL, ENOENT, HANDLERS, Array, FakeModel, Guest, Picture, RefusedError
+from guest_host import HANDLERS, Array, FakeModel, Guest, Picture, RefusedError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from appliance.inference.messages import View
+from appliance.sandbox.messages import Errno
 
 PARTS = (HANDLERS / "parts" / "handler.wasm").read_bytes()
 CLASSIFY = (HANDLERS / "classify" / "handler.wasm").read_bytes()
@@ -34,7 +37,8 @@ def test_parts_tells_the_label_and_every_score() -> None:
         "score": 0.7,
         "scores": {"ok": 0.1, "scratched": 0.7, "missing_hole": 0.15, "empty": 0.05},
     }
-    assert guest.emits[0][:2] == (0x10, "cbor")
+    assert guest.emits[0].tag == 0x10
+    assert guest.views == [View()]  # as the manifest says, so that the picture is prepared ahead
 
 
 def test_parts_with_labels_twice_or_missing_still_has_a_key_for_each_class() -> None:
@@ -51,7 +55,7 @@ def test_parts_with_as_many_classes_as_it_takes() -> None:
 @pytest.mark.parametrize("module", [PARTS, CLASSIFY])
 def test_a_model_that_is_not_declared_is_refused_at_the_start(module: bytes) -> None:
     guest = Guest(module)
-    assert guest.init() == ENOENT
+    assert guest.init() == Errno.ENOENT
     assert "the manifest must declare it" in guest.lines[-1][1]
 
 
@@ -59,13 +63,13 @@ def test_a_model_that_is_not_declared_is_refused_at_the_start(module: bytes) -> 
 def test_a_model_with_too_many_classes_is_refused_at_the_start(module: bytes, classes: int) -> None:
     name = "parts" if module is PARTS else "model"
     guest = Guest(module, {name: model([0.0] * classes)})
-    assert guest.init() == EINVAL
+    assert guest.init() == Errno.EINVAL
     assert "classifier of 1 to" in guest.lines[-1][1]
 
 
 @pytest.mark.parametrize("module", [PARTS, CLASSIFY])
-@pytest.mark.parametrize("code", [EMODEL, EFRAME])
-def test_a_failed_inference_fails_the_frame_and_the_next_may_succeed(module: bytes, code: int) -> None:
+@pytest.mark.parametrize("code", [Errno.EMODEL, Errno.EFRAME])
+def test_a_failed_inference_fails_the_frame_and_the_next_may_succeed(module: bytes, code: Errno) -> None:
     broken = True
 
     def run(_: Picture) -> list[Array]:
@@ -83,7 +87,7 @@ def test_a_failed_inference_fails_the_frame_and_the_next_may_succeed(module: byt
 @pytest.mark.parametrize("module", [PARTS, CLASSIFY])
 def test_nan_never_wins(module: bytes) -> None:
     assert started(module, model([math.nan, 0.2, 0.6, math.nan], LABELS)).result(Picture())["score"] == 0.6
-    assert started(module, model([math.nan] * 4, LABELS)).handle(Picture()) == EMODEL
+    assert started(module, model([math.nan] * 4, LABELS)).handle(Picture()) == Errno.EMODEL
 
 
 def test_classify_lists_the_best_first() -> None:
@@ -97,7 +101,8 @@ def test_classify_lists_the_best_first() -> None:
             {"label": "missing_hole", "score": 0.15},
         ],
     }
-    assert guest.emits[0][:2] == (0x11, "cbor")
+    assert guest.emits[0].tag == 0x11
+    assert guest.views == [View()]
 
 
 def test_classify_below_its_threshold_says_that_nothing_was_recognised() -> None:
@@ -154,6 +159,6 @@ def test_settings_are_numbers_in_their_range_or_refused(text: str) -> None:
     valid = NUMBER.fullmatch(text) is not None and sum(c.isdigit() for c in text) <= 17 and 1 <= float(text) <= 32
     guest = Guest(CLASSIFY, {"model": model([0.5, 0.5])}, {"top": text})
     status = guest.init()
-    assert status == (0 if valid or text == "" else EINVAL)
+    assert status == (0 if valid or text == "" else Errno.EINVAL)
     if status:
         assert guest.lines == [(40, "the setting `top` must be a number from 1 to 32")]

@@ -83,9 +83,12 @@ def test_count_understands_what_detect_emits() -> None:
     detect = Guest((HANDLERS / "detect" / "handler.wasm").read_bytes(), {"model": model})
     assert detect.init() == 0
     assert detect.handle(Picture()) == 0
-    tag, kind, payload = detect.emits[0]
+    found = detect.emits[0]
     count = Guest((HANDLERS / "count" / "handler.wasm").read_bytes())
-    assert count.result(Picture(0, 0, tag=tag, format=kind, payload=payload))["counts"] == {"dog": 2, "cat": 1}
+    assert count.result(Picture(0, 0, tag=found.tag, format=found.format, payload=bytes(found.payload)))["counts"] == {
+        "dog": 2,
+        "cat": 1,
+    }
 
 
 def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
