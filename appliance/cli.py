@@ -224,7 +224,7 @@ def _without_secrets(value: Any) -> Any:
             for key, item in value.items()
             if item is not None
         }
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
+    return [_without_secrets(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 # --- running -------------------------------------------------------------------------------------------------
