@@ -25,7 +25,7 @@ C_STACK_BYTES = 16 << 10
 RUST_STACK_BYTES = 128 << 10
 """Without a heap, Rust keeps its buffers there."""
 MEMORY_BYTES = 16 << 20
-"""The memory's declared maximum; the host refuses a module without one."""
+"""The memory's declared maximum; the host lowers it to the manifest's."""
 
 C_FLAGS = (
     "-target",

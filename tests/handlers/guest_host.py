@@ -37,7 +37,7 @@ from appliance.sandbox.services import Services
 
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
 MEMORY_BYTES = 16 << 20
-TAGS = [1, 2, *range(0x10, 0x15)]
+TAGS = [1, 2, *range(0x10, 0x15), 0x20]
 CAPTURED_NS = 10**18
 
 Array = npt.NDArray[Any]

@@ -1,5 +1,6 @@
 """The handlers with real models and pictures, without the appliance around them."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,25 @@ from ai_edge_litert.interpreter import Interpreter
 from guest_host import HANDLERS, Array, FakeModel, Guest, Picture
 from PIL import Image
 
+from appliance.camera.synthetic import Conveyor
+
 DATA = HANDLERS.parents[1] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"test data is not at {DATA}")
 
 SSD = DATA / "models" / "coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
+PARTS = ("parts.tflite", "labels.txt")
 CLASSIFIER = DATA / "models" / "mobilenet_v2_1.0_224_quant.tflite"
 
 
 def real_model(path: Path, labels: Path) -> FakeModel:
-    """The model behind the file; a picture's payload is the path of its file here."""
+    """The model behind the file, fed as the appliance would feed it."""
     interpreter = Interpreter(str(path), num_threads=1)
     interpreter.allocate_tensors()
     given, results = interpreter.get_input_details()[0], interpreter.get_output_details()
     height, width = (int(side) for side in given["shape"][1:3])
 
     def run(frame: Picture) -> list[Array]:
-        with Image.open(frame.payload.decode()) as image:
+        with Image.open(io.BytesIO(frame.payload)) as image:
             samples = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
         interpreter.set_tensor(given["index"], samples[np.newaxis])
         interpreter.invoke()
@@ -43,7 +47,24 @@ def result(handler: str, model: FakeModel, picture: Path, **settings: str) -> An
     assert guest.init() == 0, guest.lines
     with Image.open(picture) as image:
         width, height = image.size
-    return guest.result(Picture(width, height, payload=str(picture).encode()))
+    return guest.result(Picture(width, height, payload=picture.read_bytes()))
+
+
+def test_parts_sorts_what_the_conveyor_brings() -> None:
+    directory = HANDLERS / "parts"
+    guest = Guest((directory / "handler.wasm").read_bytes(), {"parts": real_model(*map(directory.joinpath, PARTS))})
+    assert guest.init() == 0, guest.lines
+    conveyor = Conveyor(320, 240, seed=9000, defects=0.6)
+    shown = range(0, 420, 7)
+    wrong = []
+    for number in shown:
+        picture = io.BytesIO()
+        Image.fromarray(conveyor.draw(number)).save(picture, "jpeg", quality=85)
+        found = guest.result(Picture(320, 240, seq=number, payload=picture.getvalue()))
+        assert found["score"] == max(found["scores"].values())
+        wrong += [number] if found["label"] != conveyor.truth(number) else []
+    assert len({conveyor.truth(number) for number in shown}) == 4
+    assert len(wrong) <= 1
 
 
 @needs_data
