@@ -34,3 +34,29 @@ class Decimator:
             return False
         self._due += self._interval  # not pts + interval: so the average rate is exact
         return True
+
+
+class Timeline:
+    """Turns a stream's own timestamps into seconds since its first picture, whatever they start at or lack."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        """Between pictures, where the stream does not say."""
+        self._first: float | None = None
+        self._offset = 0.0
+        self._latest = -interval
+
+    def at(self, stamp: float | None) -> float:
+        """Seconds since the first picture for the stream's timestamp ``stamp`` (None: it has none)."""
+        if stamp is None:
+            self._latest += self._interval
+        else:
+            if self._first is None:
+                self._first = stamp
+            self._latest = self._offset + stamp - self._first
+        return self._latest
+
+    def restart(self) -> None:
+        """The stream begins again, right after the latest picture."""
+        self._first = None
+        self._offset = self._latest + self._interval
