@@ -44,7 +44,7 @@ def mirrored(guest: Guest, payload: bytes) -> Any:
 
 
 @given(value=values)
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_was_read_is_written_again(guest: Guest, value: object) -> None:
     payload = cbor2.dumps(value)
     if len(payload) <= 8000:
@@ -52,6 +52,7 @@ def test_what_was_read_is_written_again(guest: Guest, value: object) -> None:
 
 
 @given(payload=st.binary(max_size=200))
+@settings(deadline=None)
 def test_any_bytes_are_a_value_or_refused(guest: Guest, payload: bytes) -> None:
     guest.emits.clear()
     try:
@@ -65,6 +66,7 @@ def test_any_bytes_are_a_value_or_refused(guest: Guest, payload: bytes) -> None:
 
 
 @given(value=values, cut=st.integers(0, 400), noise=st.binary(max_size=3))
+@settings(deadline=None)
 def test_damaged_documents_never_trap(guest: Guest, value: object, cut: int, noise: bytes) -> None:
     payload = cbor2.dumps(value)
     at = cut % (len(payload) + 1)

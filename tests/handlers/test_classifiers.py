@@ -139,6 +139,7 @@ def ranked() -> Callable[[Scores], list[dict[str, object]]]:
 
 
 @given(scores=st.lists(st.floats(-8, 8, width=16), min_size=40, max_size=40))
+@settings(deadline=None)
 def test_classify_ranks_as_a_stable_sort_does(
     ranked: Callable[[Scores], list[dict[str, object]]], scores: Scores
 ) -> None:
@@ -154,7 +155,7 @@ NUMBER = re.compile(r"-?(?=[0-9.]*[0-9])[0-9]*\.?[0-9]*")
 
 
 @given(text=st.text(alphabet="0123456789.-+e x", max_size=20) | st.text(max_size=40))
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 def test_settings_are_numbers_in_their_range_or_refused(text: str) -> None:
     valid = NUMBER.fullmatch(text) is not None and sum(c.isdigit() for c in text) <= 17 and 1 <= float(text) <= 32
     guest = Guest(CLASSIFY, {"model": model([0.5, 0.5])}, {"top": text})

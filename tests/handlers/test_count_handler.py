@@ -6,7 +6,7 @@ from typing import Any
 import cbor2
 import pytest
 from guest_host import HANDLERS, Guest, Picture
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.cbor import decode_strict
@@ -127,6 +127,7 @@ def guest() -> Guest:
 
 
 @given(payload=st.binary(max_size=300))
+@settings(deadline=None)
 def test_any_payload_is_counted_or_refused(guest: Guest, payload: bytes) -> None:
     before = dict(guest.state)
     status = guest.handle(data(payload))
@@ -146,6 +147,7 @@ documents = st.recursive(
 
 
 @given(document=documents, cut=st.integers(0, 60), noise=st.binary(max_size=4))
+@settings(deadline=None)
 def test_documents_that_are_nearly_right_never_trap(guest: Guest, document: object, cut: int, noise: bytes) -> None:
     payload = cbor2.dumps({"objects": document})
     damaged = payload[:cut] + noise + payload[cut + len(noise) :]
@@ -154,6 +156,7 @@ def test_documents_that_are_nearly_right_never_trap(guest: Guest, document: obje
 
 
 @given(state=st.binary(min_size=1, max_size=200))
+@settings(deadline=None)
 def test_any_state_is_read_or_replaced(state: bytes) -> None:
     guest = Guest(COUNT, state={"camera": state})
     assert guest.result(detected("cat"))["counts"] == {"cat": 1}
@@ -161,6 +164,7 @@ def test_any_state_is_read_or_replaced(state: bytes) -> None:
 
 
 @given(frames=st.lists(st.lists(st.sampled_from(["cat", "dog", "naïve ☕", ""]), max_size=6), min_size=1, max_size=8))
+@settings(deadline=None)
 def test_counters_are_those_of_a_plain_count(frames: list[list[str]]) -> None:
     guest = Guest(COUNT)
     most: Counter[str] = Counter()

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from guest_host import HANDLERS, Array, FakeModel, Guest, Picture, RefusedError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.inference.messages import View
@@ -143,6 +143,7 @@ any_float = st.floats(width=32)
 
 
 @given(numbers=st.lists(any_float, min_size=60, max_size=60), count=any_float, width=st.integers(1, 16384))
+@settings(deadline=None)
 def test_whatever_the_model_answers_boxes_lie_in_the_frame(
     free: tuple[Guest, list[list[Array]]], numbers: list[float], count: float, width: int
 ) -> None:
