@@ -183,30 +183,26 @@ class Outbox:
         """When :meth:`work` will have something to do; None while it waits for an event."""
         if self._work is not None:
             return None
-        if self._wants_rows:
-            return 0.0
-        settled = max(self._acknowledged_through, self._stored_through)
-        while self._due and self._due[0][0] <= settled:
-            self._due.popleft()
-        times = [self._due[0][1]] if self._due else []
-        if self._wants_deletion:
-            times.append(self._delete_at)
-        return min(times, default=None)
+        times = [self._store_at(), self._delete_at if self._wants_deletion else None, 0.0 if self._wants_rows else None]
+        return min((time for time in times if time is not None), default=None)
 
     def work(self, now: float) -> Store | Read | None:
         """The next piece of work, if it is due; answer with :meth:`stored`, :meth:`read` or :meth:`failed`."""
-        wake_at = self.wake_at()
-        if wake_at is None or wake_at > now:
+        if self._work is not None:
             return None
-        if (self._due and self._due[0][1] <= now) or not self._wants_rows:
-            self._delete_at = now + STORE_AFTER
-            return self._begin_store()
-        self._work = Read(self._read_through, self._stored_through, self._epoch)
-        return self._work
+        store_at = self._store_at()
+        if store_at is not None and store_at <= now:
+            return self._begin_store(now)
+        if self._wants_rows:
+            self._work = Read(self._read_through, self._stored_through, self._epoch)
+            return self._work
+        if self._wants_deletion and self._delete_at <= now:
+            return self._begin_store(now)
+        return None
 
     def last_work(self) -> Store | None:
         """After :meth:`disconnected`, at the end: store what is in memory alone, delete what is acknowledged."""
-        return self._begin_store() if self._fresh or self._wants_deletion else None
+        return self._begin_store(self._delete_at) if self._fresh or self._wants_deletion else None
 
     def stored(self, state: SpoolState) -> None:
         """The Store is done and durable."""
@@ -243,12 +239,20 @@ class Outbox:
         self._fresh.extendleft(reversed(self._storing))
         self._storing.clear()
 
-    def _begin_store(self) -> Store:
+    def _begin_store(self, now: float) -> Store:
+        self._delete_at = now + STORE_AFTER
         unstored = [entry.row for entry in self._window.values() if not entry.stored]
         work = Store((*unstored, *self._fresh), self._acknowledged_through, self._read_through)
         self._storing, self._fresh = self._fresh, deque()
         self._work = work
         return work
+
+    def _store_at(self) -> float | None:
+        """When the oldest result that is in memory alone must be stored."""
+        settled = max(self._acknowledged_through, self._stored_through)
+        while self._due and self._due[0][0] <= settled:
+            self._due.popleft()
+        return self._due[0][1] if self._due else None
 
     @property
     def _wants_rows(self) -> bool:
