@@ -25,10 +25,19 @@ from appliance.errors import ApplianceError, DeviceError
 
 OPEN_SECONDS = 10.0
 """For a network camera to answer."""
+MAX_SOCKET_SECONDS = 2000.0
+"""FFmpeg keeps a socket's timeout as microseconds in 31 bits."""
 MAX_DAMAGED = 250
 """Damaged packets in a row before the camera counts as gone."""
 DEFAULT_RATE = 25.0
 """Pictures per second of a stream that carries neither timestamps nor a rate."""
+
+REMEDIES: dict[type[FFmpegError], str] = {
+    ExitError: "no answer in time",  # PyAV's way to say that its own time limit struck
+    av.error.FileNotFoundError: "is it plugged in?",
+    av.error.PermissionError: "may this user read it (for a device: group `video`)?",
+    av.error.HTTPUnauthorizedError: "the user name and password in `url` are wrong or missing",
+}
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +66,7 @@ def input_of(config: CameraConfig) -> Input:
     scheme = url.partition(":")[0]
     if scheme not in AV_SCHEMES:
         return Input(f"file:{url}", live=False, options={"protocol_whitelist": "file"})
-    options = {"timeout": str(round(1e6 * config.stall_seconds))}  # of the socket, in microseconds
+    options = {"timeout": str(round(1e6 * min(config.stall_seconds, MAX_SOCKET_SECONDS)))}  # in microseconds
     if scheme.startswith("rtsp"):
         options |= {"rtsp_transport": "tcp", "protocol_whitelist": "rtsp,rtsps,rtp,tcp,tls"}
     else:
@@ -206,9 +215,8 @@ def _bound(width: int, height: int) -> None:
 
 
 def _reason(error: FFmpegError) -> str:
-    if isinstance(error, ExitError):  # PyAV's own word for a timeout
-        return "no answer in time"
-    return error.strerror or type(error).__name__
+    what = error.strerror or type(error).__name__
+    return next((f"{what}; {remedy}" for kind, remedy in REMEDIES.items() if isinstance(error, kind)), what)
 
 
 def open_av(config: CameraConfig) -> AvCamera:

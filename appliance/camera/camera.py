@@ -108,6 +108,8 @@ def kind_of(config: CameraConfig) -> str:
         return "av"
     try:
         mode = os.stat(url).st_mode  # noqa: PTH116 - the empty path must not mean "."
+    except ValueError as error:  # a zero byte
+        raise wrong_url(config, str(error)) from error
     except OSError as error:
         known = ", ".join(f"{name}:" for name in sorted(schemes | AV_SCHEMES))
         raise wrong_url(

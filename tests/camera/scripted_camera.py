@@ -46,6 +46,7 @@ class Script:
         self.attempts = deque(deque(steps) for steps in attempts)
         self.live = live
         self.let_go = threading.Event()
+        self.opening = threading.Event()
         self.opened: list[ScriptedCamera] = []
         self.closed = threading.Semaphore(0)
 
@@ -60,6 +61,7 @@ class ScriptedCamera(Camera):
         self.live = script.live
         self._script = script
         self._steps = script.attempts.popleft()
+        script.opening.set()
         if self._steps and isinstance(self._steps[0], BaseException | str):
             self._step()
         script.opened.append(self)

@@ -194,7 +194,7 @@ def test_a_network_camera_that_goes_away_is_a_device_error() -> None:
 
 
 def test_a_network_camera_that_hangs_is_a_device_error() -> None:
-    with RtspServer() as server, open_av(CameraConfig(url=server.url, stall_seconds=0.3)) as camera:
+    with RtspServer() as server, open_av(CameraConfig(url=server.url, stall_seconds=1.5)) as camera:
         camera.read()
         server.hang()
         with pytest.raises(DeviceError, match=r"no answer in time|timed out"):

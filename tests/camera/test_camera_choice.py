@@ -42,6 +42,11 @@ def test_what_can_never_work_is_a_matter_of_configuration(url: str) -> None:
         open_camera(CameraConfig(name="gate", url=url))
 
 
+def test_a_path_with_a_zero_byte_is_none() -> None:
+    with pytest.raises(ConfigError, match="null byte"):
+        open_camera(CameraConfig(url="video\0.mp4"))
+
+
 @pytest.mark.parametrize(
     ("query", "why"),
     [
