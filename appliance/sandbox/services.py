@@ -63,9 +63,16 @@ class Services:
         self._state = dict(setup.state)
         self._outputs: dict[int, list[bytes]] = {}
         self._waited_ns = 0
+        self._next: Job | None = None
+        """Sent ahead while the frame before is in hand."""
         self._clear(None)
 
     # --- a frame's life ------------------------------------------------------------------------------------
+
+    def next(self) -> ToWorker | None:
+        """What comes after the frame in hand; None where the zipper has closed the socket."""
+        waiting, self._next = self._next, None
+        return waiting if waiting is not None else self._channel.receive()
 
     def begin(self, job: Job) -> None:
         """``job`` is the current frame from now on; what the frame before left undone is forgotten."""
@@ -158,13 +165,21 @@ class Services:
         self._wishes += 1
         started = perf_counter_ns()
         self._channel.send(wish)
-        answer = self._channel.receive()
+        answer = self._answer()
         self._waited_ns += perf_counter_ns() - started
         if answer is None:
             raise ZipperGoneError
         if isinstance(answer, Refused):
             raise RefusalError(answer.code, answer.message)
         return answer
+
+    def _answer(self) -> ToWorker | None:
+        """The answer to a wish; the next job, which may have come before it, waits its turn."""
+        message = self._channel.receive()
+        if isinstance(message, Job) and self._next is None:
+            self._next = message
+            message = self._channel.receive()
+        return message
 
     # --- what comes out, and what stays --------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ Forked from the zygote, which has imported all this already. Its standard output
 a backtrace of thousands of lines for a trap), so whatever must be known goes through the socket.
 """
 
+import os
 import socket
 import traceback
 from time import process_time
@@ -32,7 +33,9 @@ def run(sock: socket.socket, ring_fd: int) -> int:
     """Serve ``sock`` until it closes or the worker is worn; the exit code."""
     channel: BlockingChannel[ToWorker] = BlockingChannel(sock, ToWorker)
     try:
-        return _serve(channel, RingReader(ring_fd))
+        ring = RingReader(ring_fd)
+        os.close(ring_fd)  # the mapping is all it needs
+        return _serve(channel, ring)
     except (ZipperGoneError, ConnectionError):
         return DONE  # the zipper has closed the socket
     except MemoryError:
@@ -63,7 +66,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     channel.send(Started())
     traps = 0
     while not _worn(abi, traps, setup.cpu_seconds):
-        job = channel.receive()
+        job = services.next()
         if job is None:
             return DONE
         if not isinstance(job, Job):

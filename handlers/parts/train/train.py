@@ -26,8 +26,8 @@ from appliance.camera.synthetic import CYCLE, GLIDE, LABELS, Conveyor
 
 OUT = Path(__file__).resolve().parent.parent
 SIDE = 96
-SIZES = ((320, 240), (320, 240), (640, 480))
-"""Of the pictures; most are of the default size."""
+SIZES = ((320, 240), (320, 240), (640, 480), (640, 360))
+"""Of the pictures: most are of the default size, some are 16:9."""
 JPEG_QUALITY = 85
 
 TRAIN_SEEDS = range(1000, 1048)
@@ -173,7 +173,7 @@ def main() -> None:
     (OUT / "parts.tflite").write_bytes(model)
     (OUT / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
     (OUT / "parts.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    print(report)
 
 
 if __name__ == "__main__":
