@@ -44,7 +44,9 @@ clean: ## Remove what make has made (the virtual environment, caches, the state 
 
 # --- set-up --------------------------------------------------------------------------------------------------
 
-# pywasm3 comes as source: it needs a C compiler and Python's headers, once.
+# pywasm3 comes as source: it needs a C compiler and Python's headers, once. Its C is older than gcc 14, which
+# (Debian 13) made of one of its warnings an error.
+$(VENV)/.run: export CFLAGS += -Wno-error=incompatible-pointer-types
 $(VENV)/.run: setup.cfg pyproject.toml | .system-build
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) has no venv: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
