@@ -6,6 +6,7 @@ stand-in with picamera2's interface: a real camera is only on the device.
 """
 
 import importlib
+import logging
 import threading
 import time
 from typing import Annotated, Any
@@ -26,6 +27,8 @@ MAX_AGE_NS = 2_000_000_000
 
 _UNAVAILABLE = (RuntimeError, IndexError, OSError, ValueError)
 """What picamera2 and libcamera raise where there is no camera, or another program has it."""
+
+log = logging.getLogger(__name__)
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,9 +75,13 @@ class Picamera2Camera(Camera):
 
     def close(self) -> None:
         device, self._device = self._device, None
-        if device is not None:
+        if device is None:
+            return
+        try:
             device.stop_recording()
             device.close()
+        except _UNAVAILABLE as error:  # a camera that is gone cannot be stopped either
+            log.warning("camera %s: %s did not close: %s", self._config.name, self._config.url, error)
 
     def _configuration(self, width: int, height: int, fps: float) -> Any:
         low = min(LOW_WIDTH, width)

@@ -87,6 +87,19 @@ def test_a_camera_that_cannot_start_is_closed(devices: list[Picamera2], monkeypa
     assert devices[0].closed
 
 
+def test_a_camera_that_cannot_be_stopped_is_no_defect(
+    devices: list[Picamera2], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(self: Picamera2) -> None:
+        self.stopped.set()
+        raise RuntimeError("camera is gone")
+
+    monkeypatch.setattr(Picamera2, "stop_recording", gone)
+    with open_picamera2(CameraConfig(url="picamera2:", width=64, height=48)) as camera:
+        camera.read()
+    assert "camera is gone" in caplog.text
+
+
 def test_unknown_options_are_refused(devices: list[Picamera2]) -> None:
     with pytest.raises(ConfigError, match="unknown field `cam`"):
         open_picamera2(CameraConfig(url="picamera2:?cam=1"))
