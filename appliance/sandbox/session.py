@@ -228,7 +228,7 @@ class Session:
             self._check_inference(wish)
         else:
             _check_pixels(wish)
-        self._left -= now - (self._running_since or now)
+        self._left -= self._running(now)
         self._running_since = None
         self._asked_at = now
         return wish
@@ -262,8 +262,11 @@ class Session:
 
     def _own_us(self, now: float) -> int:
         """Microseconds of the guest's own for the frame in hand, as seen from here."""
-        running = 0.0 if self._running_since is None else now - self._running_since
-        return max(0, round((self._budget - self._left + running) * 1e6))
+        return max(0, round((self._budget - self._left + self._running(now)) * 1e6))
+
+    def _running(self, now: float) -> float:
+        """Seconds since the guest's own time runs again."""
+        return 0.0 if self._running_since is None else now - self._running_since
 
     def _end(self, outcome: Literal["ok"] | Fault, message: str, guest_us: int) -> Finished:
         self._jobs.popleft()

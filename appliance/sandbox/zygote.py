@@ -14,10 +14,10 @@ from itertools import pairwise
 
 import msgspec
 
-from appliance.ipc.packets import PACKET_BYTES, pack
+from appliance.ipc.packets import PACKET_BYTES, Assembler, pack
 from appliance.sandbox import worker
 from appliance.sandbox.lockdown import die_with_parent
-from appliance.sandbox.messages import Exited, Spawn, Spawned, SpawnFailed
+from appliance.sandbox.messages import Exited, Spawn, Spawned, SpawnFailed, ToWorker
 
 MAX_WORKERS = 256
 _FDS_PER_SPAWN = 2
@@ -107,6 +107,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group or unit: the parent says when to end
         signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=int(sys.argv[1]))
+    Assembler[ToWorker](ToWorker)  # msgspec works a message's types out at its first decoder: once, for all workers
     gc.collect()
     gc.freeze()  # so that the workers' collections do not copy the pages they share
     try:
