@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.backoff import Backoff
@@ -35,6 +35,7 @@ def test_jitter_only_shortens() -> None:
     assert Backoff(first=8, jitter=0.5, random=lambda: 0.0).failed(0) == 8
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.booleans(), st.floats(0, 1e6))),
     st.floats(0.01, 10),

@@ -118,6 +118,8 @@ class ModelProcess:
     # --- messages of the process
 
     def _on_message(self, message: FromModel) -> None:
+        if self._fault:  # it has been killed, and is not believed any more
+            return
         if isinstance(message, Ready):
             if self._ready.done():
                 self._kill("it said Ready twice")

@@ -7,7 +7,6 @@ in JSON. Three threads, so that the picture of the next frame is decoded while t
 
 import contextlib
 import os
-import queue
 import resource
 import socket
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from appliance.errors import ApplianceError, ConfigError, DeviceError, HandlerError, ModelError, PeerError
-from appliance.inference.ahead import Desk, Prepared, Request, key_of
+from appliance.inference.ahead import Desk, Request, Run, key_of
 from appliance.inference.delegate import Opened, open_model
 from appliance.inference.messages import (
     LOADING,
@@ -64,11 +63,8 @@ class Service:
         self._sending = threading.Lock()
         self._ring = ring
         self._model = model
-        self._desk = Desk()
-        self._prepared: Prepared[Array] = Prepared()
+        self._desk: Desk[Array] = Desk()
         self._spare: deque[Array] = deque()  # input tensors to be filled again
-        # One input may wait while the model runs; beyond that, decoding further would only take memory.
-        self._runs: queue.Queue[tuple[int, list[Array], int] | None] = queue.Queue(maxsize=1)
         self._picture: PictureInput | None = None
         self._why_not = NO_MODEL
         try:
@@ -92,7 +88,7 @@ class Service:
         return not any(thread.is_alive() for thread in threads)
 
     def _decode(self) -> None:
-        while (message := self._desk.next()) is not None:
+        while (message := self._desk.next_to_decode()) is not None:
             if isinstance(message, Prepare):
                 self._prepare(message)
                 continue
@@ -100,14 +96,10 @@ class Service:
                 self._begin(message)
             except ApplianceError as error:
                 self._fail(message.id, error)
-        self._runs.put(None)
 
     def _prepare(self, message: Prepare) -> None:
-        key = key_of(message)
-        if key in self._prepared:
-            return
         try:
-            dropped = self._prepared.put(key, self._input(message))
+            dropped = self._desk.keep(key_of(message), self._input(message))
         except ApplianceError:
             return  # the frame may be gone already; who asks for it all the same is told
         if dropped is not None:
@@ -115,31 +107,25 @@ class Service:
 
     def _begin(self, request: Request) -> None:
         """Do what comes before the model, and hand the rest to the thread that runs it."""
-        started = time.perf_counter_ns()
         if isinstance(request, GetPixels):
             self._send(Pixels(request.id, pixels(self._payload(request.frame), request)))
         elif isinstance(request, InferTensors):
-            self._runs.put((request.id, self._tensors(request), 0))
+            self._desk.run(Run(request.id, self._tensors(request)))
         else:
-            tensor = self._prepared.take(key_of(request))
-            decode_us = 0
-            if tensor is None:
-                tensor = self._input(request)
-                decode_us = (time.perf_counter_ns() - started) // 1000
-            self._runs.put((request.id, [tensor], decode_us))
+            started = time.perf_counter_ns()
+            tensor = self._input(request)
+            self._desk.run(Run(request.id, [tensor], (time.perf_counter_ns() - started) // 1000))
 
     def _invoke(self) -> None:
-        while (job := self._runs.get()) is not None:
-            assert self._model is not None
-            id, tensors, decode_us = job
+        while self._model is not None and (run := self._desk.next_to_run()) is not None:
             started = time.perf_counter_ns()
             try:
-                outputs = self._model.run(tensors)
+                outputs = self._model.run(run.tensors)
             except ModelError as error:
-                self._fail(id, error)
+                self._fail(run.id, error)
                 continue
-            self._send(Outputs(id, outputs, decode_us, (time.perf_counter_ns() - started) // 1000))
-            self._spare.extend(tensor for tensor in tensors if tensor.flags.writeable)
+            self._send(Outputs(run.id, outputs, run.decode_us, (time.perf_counter_ns() - started) // 1000))
+            self._spare.extend(tensor for tensor in run.tensors if tensor.flags.writeable)
 
     def _input(self, message: Infer | Prepare) -> Array:
         if self._picture is None:

@@ -20,14 +20,6 @@ RING_BYTES = 8 << 20
 Save = Callable[..., ModelSpec]
 
 
-@pytest.fixture
-def data() -> Path:
-    """The folder with real models and pictures."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip("needs the models and pictures of ../shared/data")
-    return SHARED_DATA
-
-
 @pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest) -> str:
     """Every runtime there is, one after the other."""

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.inference.memo import MAX_ENTRIES, Memo, Question
@@ -60,6 +60,7 @@ def test_entries_without_size_are_bounded_in_number() -> None:
     assert len(memo) == MAX_ENTRIES
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.integers(0, 60) | st.none()), max_size=80))
 def test_sizes_add_up(steps: list[tuple[int, int, int | None]]) -> None:
     memo: Memo[int] = Memo(100)

@@ -17,7 +17,7 @@ from appliance.ipc.ring import FrameRef, RingReader, RingWriter
 
 WHOLE = View()
 LETTERBOX = View(fit="letterbox")
-shared_ring = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+shared_ring = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 sides = st.integers(1, 4000)
 
 
@@ -127,6 +127,7 @@ def test_letterbox_goes_by_the_proportions_of_the_crop() -> None:
     assert np.array_equal(fed_in[:, 2:6], picture[:8, :4])
 
 
+@settings(deadline=None)
 @given(sides, sides, sides, sides)
 @example(4000, 1, 10, 4000)
 def test_letterbox_keeps_the_proportions_and_fills_one_axis(pw: int, ph: int, tw: int, th: int) -> None:
@@ -143,6 +144,7 @@ def test_letterbox_keeps_the_proportions_and_fills_one_axis(pw: int, ph: int, tw
     assert abs(height - ph * scale) <= 1
 
 
+@settings(deadline=None)
 @given(st.integers(-5, 25), st.integers(-5, 25), st.integers(-5, 25), st.integers(-5, 25))
 def test_a_crop_is_inside_the_picture_or_the_handlers_fault(x: int, y: int, width: int, height: int) -> None:
     picture = samples(16, 12)
@@ -250,6 +252,7 @@ def test_a_cmyk_jpeg_is_decoded() -> None:
 JPEG = simplejpeg.encode_jpeg(samples(40, 24), 80)
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(JPEG) - 1), st.binary(min_size=1, max_size=20), st.sampled_from([WHOLE, LETTERBOX]))
 def test_a_damaged_jpeg_is_a_picture_or_the_peers_fault(at: int, damage: bytes, view: View) -> None:
     payload = JPEG[:at] + damage + JPEG[at + len(damage) :]
@@ -290,6 +293,7 @@ def test_pixels_are_rows_of_samples(ring: RingWriter, reader: RingReader) -> Non
     assert grey == Image.fromarray(picture).convert("L").tobytes()
 
 
+@settings(deadline=None)
 @given(integers, integers, st.sampled_from(["rgb", "gray", "bgr"]))
 @example(2048, 2048, "rgb")
 def test_pixels_are_few_enough_or_refused(width: int, height: int, format: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 from conftest import samples, write
 
+from appliance.inference.ahead import MAX_AHEAD, Run
 from appliance.inference.messages import (
     Crop,
     Failed,
@@ -58,42 +59,64 @@ def zipper(channels: tuple[Channel, BlockingChannel[ToModel]], service: Service)
     assert ended == [True]
 
 
+def step(service: Service, *messages: ToModel) -> None:
+    """What the reading and the decoding thread do with the messages."""
+    for message in messages:
+        assert service._desk.put(message)
+    while service._desk._requests or service._desk._ahead:
+        message = service._desk.next_to_decode()
+        assert message is not None
+        service._prepare(message) if isinstance(message, Prepare) else service._begin(message)
+        if service._desk._runs:
+            return
+
+
+def next_run(service: Service) -> Run[np.ndarray]:
+    run = service._desk.next_to_run()
+    assert run is not None
+    return run
+
+
+def prepared(service: Service) -> list[np.ndarray]:
+    return list(service._desk._prepared._tensors.values())
+
+
 def test_what_was_prepared_is_not_decoded_again(service: Service, ring: RingWriter) -> None:
     frame = write(ring, samples(8, 8))
-    service._prepare(Prepare(frame, WHOLE))
-    (prepared,) = service._prepared._tensors.values()
-    service._begin(Infer(5, frame, WHOLE))
-    id, (tensor,), decode_us = service._runs.get_nowait()
-    assert (id, decode_us) == (5, 0)
-    assert tensor is prepared
+    step(service, Prepare(frame, WHOLE))
+    (tensor,) = prepared(service)
+    service._desk.put(Infer(5, frame, WHOLE))  # nothing is left to decode
+    run = next_run(service)
+    assert (run.id, run.decode_us, run.prepared) == (5, 0, True)
+    assert run.tensors[0] is tensor
 
 
 def test_what_was_not_prepared_is_decoded_when_it_is_asked_for(service: Service, ring: RingWriter) -> None:
     picture = samples(8, 8)
     frame = write(ring, picture)
-    service._prepare(Prepare(frame, View(Crop(0, 0, 4, 4))))
-    service._begin(Infer(5, frame, WHOLE))
-    _, (tensor,), decode_us = service._runs.get_nowait()
-    assert decode_us > 0
-    assert np.array_equal(tensor[0], picture)
+    step(service, Prepare(frame, View(Crop(0, 0, 4, 4))))
+    step(service, Infer(5, frame, WHOLE))
+    run = next_run(service)
+    assert run.decode_us > 0
+    assert np.array_equal(run.tensors[0][0], picture)
 
 
 def test_preparing_twice_decodes_once(service: Service, ring: RingWriter) -> None:
     frame = write(ring, samples(8, 8))
-    service._prepare(Prepare(frame, WHOLE))
-    (before,) = service._prepared._tensors.values()
-    service._prepare(Prepare(frame, WHOLE))
-    (after,) = service._prepared._tensors.values()
-    assert after is before
+    step(service, Prepare(frame, WHOLE))
+    service._desk.put(Prepare(frame, WHOLE))
+    service._desk.put(Infer(1, frame, View(Crop(0, 0, 4, 4))))
+    assert isinstance(service._desk.next_to_decode(), Infer)
+    service._desk.put(Prepare(frame, View(fit="letterbox")))
+    assert service._desk.next_to_decode() == Prepare(frame, View(fit="letterbox"))
 
 
 def test_the_memory_of_dropped_inputs_is_used_again(service: Service, ring: RingWriter) -> None:
-    frames = [write(ring, samples(8, 8, seed)) for seed in range(5)]
     tensors = set()
-    for frame in frames:
-        service._prepare(Prepare(frame, WHOLE))
-        tensors |= {id(tensor) for tensor in service._prepared._tensors.values()}
-    assert len(tensors) == 4  # three kept, and one that was being filled
+    for seed in range(6):
+        step(service, Prepare(write(ring, samples(8, 8, seed)), WHOLE))
+        tensors |= {id(tensor) for tensor in prepared(service)}
+    assert len(tensors) == MAX_AHEAD + 1  # those that are kept, and the one that is filled
 
 
 def test_a_slot_that_was_written_again_is_harmless(service: Service, ring: RingWriter) -> None:
@@ -101,11 +124,10 @@ def test_a_slot_that_was_written_again_is_harmless(service: Service, ring: RingW
     ring.free(gone)
     now = write(ring, np.zeros((8, 8, 3), np.uint8))  # the same slot, and no JPEG
     assert now.offset == gone.offset
-    service._prepare(Prepare(gone, WHOLE))
-    assert (gone.key, WHOLE) not in service._prepared
-    service._begin(Infer(1, now, WHOLE))
-    _, (tensor,), _ = service._runs.get_nowait()
-    assert not tensor.any()
+    step(service, Prepare(gone, WHOLE))
+    assert prepared(service) == []
+    step(service, Infer(1, now, WHOLE))
+    assert not next_run(service).tensors[0].any()
 
 
 def test_answers_come_with_their_requests_numbers(zipper: Channel, ring: RingWriter) -> None:
@@ -115,11 +137,12 @@ def test_answers_come_with_their_requests_numbers(zipper: Channel, ring: RingWri
         zipper.send(Prepare(frame, WHOLE))
     for id, frame in enumerate(frames):
         zipper.send(Infer(100 + id, frame, WHOLE))
-    answers = [zipper.receive() for _ in frames]
-    for id, (answer, picture) in enumerate(zip(answers, pictures, strict=True)):
+    answers: dict[int, list[bytes]] = {}
+    for _ in frames:
+        answer = zipper.receive()
         assert isinstance(answer, Outputs)
-        assert answer.id == 100 + id
-        assert answer.tensors == [picture.tobytes()]
+        answers[answer.id] = answer.tensors
+    assert answers == {100 + id: [picture.tobytes()] for id, picture in enumerate(pictures)}
 
 
 def test_tensors_of_the_guests_own_are_run(zipper: Channel) -> None:

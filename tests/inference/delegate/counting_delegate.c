@@ -109,6 +109,7 @@ Delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count
 }
 
 void tflite_plugin_destroy_delegate(Delegate *delegate) {
+  if (delegate == NULL) return; /* the Python packages destroy what create refused, too */
   note(delegate->data, "destroy");
   free(delegate->data);
 }
