@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 import appliance
+from appliance.camera.camera import kind_of
 from appliance.config import Config, PeerConfig, check_config, device_name
 from appliance.device.memory import proportional_kb
 from appliance.device.state import StateDirectory, read_secret
@@ -83,6 +84,8 @@ class Appliance:
 
     async def run(self, stop: asyncio.Event) -> Summary:
         """Until every camera has ended or ``stop`` is set; then take everything down, and tell how it went."""
+        for camera in self._config.cameras if self._with_cameras else ():
+            kind_of(camera)  # what can never work is said before anything is started
         specs = await asyncio.to_thread(self._load_handlers)
         async with AsyncExitStack() as stack:
             stack.enter_context(self._state.locked())

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import msgspec
 
 import appliance
 from appliance.config import CameraConfig, Config, HandlerConfig, check_config, load_config
-from appliance.errors import ApplianceError, ConfigError
+from appliance.errors import ApplianceError, ConfigError, deliberate
 
 HANDLERS = Path(appliance.__file__).parent.parent / "handlers"
 """The example handlers, in a checkout."""
@@ -257,7 +257,7 @@ def _run_appliance(config: Config, state: str, *, as_json: bool, cameras: bool) 
         elif cameras:
             show_summary(summary, console)
 
-    _run(main)
+    asyncio.run(main())
 
 
 async def _show(box: Any, console: Any, *, quiet: bool) -> None:
@@ -274,27 +274,17 @@ async def _show(box: Any, console: Any, *, quiet: bool) -> None:
     await watch(box, console)
 
 
-def _run(main: Callable[[], Any]) -> None:
-    """Run a coroutine; a deliberate error comes out of its groups as itself."""
-    try:
-        asyncio.run(main())
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if isinstance(error, ApplianceError):
-            raise error from None
-        raise
-
-
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """A deliberate error is one line and an exit code, not a traceback."""
     try:
         yield
-    except ApplianceError as error:
+    except (ApplianceError, BaseExceptionGroup) as raised:
+        error = deliberate(raised)
+        if error is None:
+            raise
         click.echo(f"appliance: {error}", err=True)
-        raise SystemExit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILURE) from error
+        raise SystemExit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILURE) from raised
 
 
 def main() -> None:

@@ -27,3 +27,16 @@ class DeviceError(ApplianceError):
 
 class ModelError(ApplianceError):
     """A model file is damaged, unsupported, or crashed its process."""
+
+
+def deliberate(error: BaseException) -> ApplianceError | None:
+    """The deliberate error in an exception or in the groups that task groups make; None where there is none.
+
+    A group that holds a defect of ours beside it is a defect: None.
+    """
+    if isinstance(error, ApplianceError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        found = [deliberate(each) for each in error.exceptions]
+        return found[0] if all(found) else None
+    return None

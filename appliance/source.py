@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,7 @@ from appliance.camera.feed import CameraFeed
 from appliance.config import CameraConfig, LogConfig
 from appliance.device.journal import configure_logging
 from appliance.device.memory import proportional_kb
-from appliance.errors import ApplianceError, ConfigError, PeerError
+from appliance.errors import ApplianceError, ConfigError, PeerError, deliberate
 from appliance.frame import MAX_META_TEXT, Frame
 from appliance.ipc.child import die_with_parent
 from appliance.transport.peer import Address, Peer, RejectedError, join
@@ -110,29 +111,27 @@ class Source:
         address: Callable[[], Address],
         credential: str,
         first_seq: int = 0,
-        feed: Callable[[CameraConfig], CameraFeed] = CameraFeed,
     ) -> None:
         self._camera = camera
         self._address = address
         self._credential = credential
         self._next_seq = first_seq
-        self._open_feed = feed
-        self._feed: CameraFeed | None = None
+        self._feed = CameraFeed(camera, on_state=lambda _state: self._report())
         self._waiting = Waiting(lossless=camera.lossless)
         self._peer: Peer | None = None
         self.counters: Counter[str] = Counter(captured=0, sent=0)
 
     async def run(self) -> None:
         """Capture and send; returns when a finite camera has ended and everything sent is dealt with."""
-        async with self._open_feed(self._camera) as self._feed, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._capture(self._feed), name="capture")
+        async with self._feed, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._capture(), name="capture")
             await self._stay_connected()
 
     # --- camera ----------------------------------------------------------------------------------------------
 
-    async def _capture(self, feed: CameraFeed) -> None:
+    async def _capture(self) -> None:
         limit = self._camera.frames
-        async for picture in feed:
+        async for picture in self._feed:
             self.counters["captured"] += 1
             if await self._waiting.put(self._next_seq, picture):
                 self.counters[DROPPED_CREDIT if self._peer is not None else DROPPED_OFFLINE] += 1
@@ -167,7 +166,7 @@ class Source:
     async def _serve(self, peer: Peer) -> bool:
         """Send until the camera ends (True); PeerError where the connection ends first."""
         granted = peer.credits
-        reports = asyncio.create_task(self._keep_reporting(peer), name="reports")
+        reports = asyncio.create_task(self._keep_reporting(), name="reports")
         try:
             while await self._waiting.some():
                 await peer.credit()
@@ -177,7 +176,7 @@ class Source:
                     self.counters["sent"] += 1
             async with asyncio.timeout(FINISH_SECONDS):
                 await peer.settled(granted)
-            self._report(peer, final=True)
+            self._report(final=True)
         except TimeoutError:
             log.warning("event=unsettled camera=%s frames=%d", self._camera.name, granted - peer.credits)
             return True
@@ -209,18 +208,19 @@ class Source:
 
     # --- reports ---------------------------------------------------------------------------------------------
 
-    async def _keep_reporting(self, peer: Peer) -> None:
+    async def _keep_reporting(self) -> None:
         while True:
-            self._report(peer)
+            self._report()
             await asyncio.sleep(REPORT_SECONDS)
 
-    def _report(self, peer: Peer, *, final: bool = False) -> None:
-        feed = self._feed
-        if feed is None:
-            return
-        counters = {**feed.counters, **self.counters}
-        memory = proportional_kb(os.getpid())
-        peer.report(Report(feed.state.name, counters, feed.state.reason[:MAX_META_TEXT], memory, final))
+    def _report(self, *, final: bool = False) -> None:
+        """Tell the zipper how the camera is, now and whenever that changes; nothing while there is no zipper."""
+        state = self._feed.state
+        counters = {**self._feed.counters, **self.counters}
+        report = Report(state.name, counters, state.reason[:MAX_META_TEXT], proportional_kb(os.getpid()), final)
+        if self._peer is not None:
+            with suppress(PeerError):  # it has just gone: whoever sends a frame finds out and reconnects
+                self._peer.report(report)
 
 
 def encode_jpeg(picture: Picture, quality: int) -> bytes:
@@ -259,7 +259,10 @@ def main() -> int:
 
     try:
         asyncio.run(run_until_signalled(make))
-    except ApplianceError as error:
+    except (ApplianceError, BaseExceptionGroup) as raised:
+        error = deliberate(raised)
+        if error is None:
+            raise
         log.error("event=failed error=%s", error)  # noqa: TRY400 - the text says it all
         return 2 if isinstance(error, ConfigError) else 1
     return 0

@@ -1,0 +1,1 @@
+from whole import broker, start  # noqa: F401 - fixtures
