@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import av
 import numpy as np
-import simplejpeg
 from av.container import InputContainer
 from av.error import ArgumentError, ExitError, FFmpegError, InvalidDataError
 from av.packet import Packet
@@ -18,7 +17,17 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from appliance.camera.camera import AV_SCHEMES, MAX_PICTURE_SIDE, Camera, Picture, printable, target_size, wrong_url
+from appliance.camera.camera import (
+    AV_SCHEMES,
+    MAX_PICTURE_SIDE,
+    Camera,
+    Picture,
+    check_size,
+    printable,
+    target_size,
+    wrong_url,
+)
+from appliance.camera.jpeg import size_of
 from appliance.camera.pacing import Decimator, Timeline
 from appliance.config import CameraConfig
 from appliance.errors import ApplianceError, DeviceError
@@ -169,11 +178,10 @@ class AvCamera(Camera):
             if not packet.size:
                 return  # the mark at the end
             jpeg = bytes(packet)
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
-            if colours != "CMYK" and target_size(self._config, width, height) == (width, height):
-                _bound(width, height)
+            size = size_of(jpeg)
+            if size is not None and target_size(self._config, *size) == size:
                 stamp = None if packet.pts is None else float(packet.pts * packet.time_base)
-                yield from self._due(stamp, jpeg, width, height)
+                yield from self._due(stamp, jpeg, *size)
                 return
         for frame in packet.decode():
             yield from self._due(frame.time, frame, frame.width, frame.height)
@@ -188,7 +196,7 @@ class AvCamera(Camera):
         if isinstance(content, bytes):
             jpeg = content
         else:
-            _bound(width, height)
+            check_size(width, height)
             width, height = target_size(self._config, width, height)
             rgb = self._reformatter.reformat(content, width, height, "rgb24", threads=1)
             pixels = np.ascontiguousarray(rgb.to_ndarray(), np.uint8)
@@ -207,11 +215,6 @@ def _open_container(source: Input) -> InputContainer:
     # a device without Motion JPEG: whatever it has
     plain = {key: value for key, value in source.options.items() if key != "input_format"}
     return _open_container(replace(source, options=plain))
-
-
-def _bound(width: int, height: int) -> None:
-    if max(width, height) > MAX_PICTURE_SIDE:
-        raise ValueError(f"a picture of {width}x{height} is over the limit of {MAX_PICTURE_SIDE}")
 
 
 def _reason(error: FFmpegError) -> str:

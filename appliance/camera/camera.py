@@ -130,6 +130,12 @@ def target_size(config: CameraConfig, width: int, height: int) -> tuple[int, int
     return min(wide, MAX_PICTURE_SIDE), min(high, MAX_PICTURE_SIDE)
 
 
+def check_size(width: int, height: int) -> None:
+    """ValueError for a picture that is empty or larger than MAX_PICTURE_SIDE."""
+    if not (0 < width <= MAX_PICTURE_SIDE and 0 < height <= MAX_PICTURE_SIDE):
+        raise ValueError(f"{width}x{height} is over the limit of {MAX_PICTURE_SIDE}x{MAX_PICTURE_SIDE}")
+
+
 def wrong_url(config: CameraConfig, why: str) -> ConfigError:
     """The error for a ``url`` that cannot work, naming camera and key."""
     return ConfigError(f"camera {config.name}: `url` {printable(config.url)!r}: {why}")

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-from appliance.camera.camera import IMAGE_SUFFIXES, MAX_PICTURE_SIDE, Camera, Picture, target_size, wrong_url
+from appliance.camera.camera import IMAGE_SUFFIXES, Camera, Picture, check_size, target_size, wrong_url
+from appliance.camera.jpeg import size_of
 from appliance.config import CameraConfig
 from appliance.errors import DeviceError
 
@@ -83,7 +84,7 @@ class ImagesCamera(Camera):
 
     def _decoded(self, data: bytes) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "BMP")) as image:
-            _bound(*image.size)  # only the header has been read so far
+            check_size(*image.size)  # only the header has been read so far
             size = target_size(self._config, *image.size)
             picture = image.convert("RGB")
         if picture.size != size:
@@ -99,22 +100,15 @@ def _bounded(file: Path) -> bytes:
     return data
 
 
-def _bound(width: int, height: int) -> None:
-    if not (0 < width <= MAX_PICTURE_SIDE and 0 < height <= MAX_PICTURE_SIDE):
-        raise ValueError(f"{width}x{height} is over the limit of {MAX_PICTURE_SIDE}x{MAX_PICTURE_SIDE}")
-
-
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG that is good to its end and can be passed on as it is, else None."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours == "CMYK":
-            return None
-        _bound(width, height)
-        simplejpeg.decode_jpeg(data, "gray", min_width=1, min_height=1, min_factor=8)  # an eighth: quick
+        size = size_of(data)
+        if size is not None:
+            simplejpeg.decode_jpeg(data, "gray", min_width=1, min_height=1, min_factor=8)  # an eighth: quick
     except ValueError:
         return None
-    return width, height
+    return size
 
 
 def open_images(config: CameraConfig) -> ImagesCamera:

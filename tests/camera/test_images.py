@@ -75,6 +75,16 @@ def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path) -> None:
     assert simplejpeg.decode_jpeg(found[6].jpeg).shape == (6, 8, 3)
 
 
+def test_a_jpeg_that_others_may_not_take_is_decoded(tmp_path: Path) -> None:
+    jpeg = bytearray(simplejpeg.encode_jpeg(scene(1)))
+    at = jpeg.index(b"\xff\xc0") + 11  # the sampling factors of the first component
+    jpeg[at] = 0x31
+    (tmp_path / "odd.jpg").write_bytes(jpeg)
+    (picture,) = played(tmp_path)
+    assert picture.jpeg is None
+    assert picture.pixels is not None
+
+
 def test_damaged_pictures_are_skipped_and_logged_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = (folder / "0.jpg").read_bytes()
     (folder / "0.jpg").write_bytes(whole[: len(whole) // 2])
