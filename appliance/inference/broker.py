@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from appliance.errors import ApplianceError, HandlerError, ModelError
+from appliance.errors import ApplianceError, ModelError
 from appliance.frame import ModelRun
 from appliance.inference.ahead import Request
 from appliance.inference.host import ModelHost, ModelStatus
-from appliance.inference.memo import MEMO_BYTES, Memo, Question
+from appliance.inference.memo import MEMO_BYTES, Identity, Memo, Question
 from appliance.inference.messages import (
     Crop,
     GetPixels,
@@ -32,8 +32,6 @@ START_SECONDS = 60.0
 UNSENT = 0
 """Id of a request until it is sent; each process counts its own."""
 
-Identity = tuple[str, str, str]
-"""Models of the same digest, runtime and delegate share a process."""
 Result = TypeVar("Result")
 
 
@@ -110,8 +108,8 @@ class Broker:
     async def infer(self, model: ModelSpec, frame: FrameRef, view: View) -> Inference:
         """Run the model on (a view of) a picture, or share what it said about it already.
 
-        ModelError where the model fails or its process died twice on this; PeerError where the frame is no
-        picture that can be decoded; HandlerError where the view is not in the picture or the model takes none.
+        PeerError where the frame is no picture that can be decoded. ModelError where the model fails, its
+        process died twice on this, the view is not in the picture, or the model takes no picture.
         """
         asked = self._loop.time()
         question = (identity(model), frame.key, view)
@@ -131,16 +129,16 @@ class Broker:
         return self._timed(result, asked)
 
     async def infer_tensors(self, model: ModelSpec, inputs: list[bytes]) -> Inference:
-        """Run the model on raw bytes for each of its inputs; HandlerError where their sizes are not the model's."""
+        """Run the model on raw bytes for each of its inputs; ModelError also where their sizes are not its own."""
         asked = self._loop.time()
         wanted = [info.nbytes for info in (await self.ready(model)).inputs]
         if [len(data) for data in inputs] != wanted:
-            raise HandlerError(f"inputs of {[len(data) for data in inputs]} bytes for a model that takes {wanted}")
+            raise ModelError(f"inputs of {[len(data) for data in inputs]} bytes for a model that takes {wanted}")
         result = await self._shielded(self._run(model, InferTensors(UNSENT, inputs)))
         return self._timed(result, asked)
 
     async def pixels(self, frame: FrameRef, crop: Crop, format: str, width: int, height: int) -> bytes:
-        """Samples of (a part of) a picture, ``rgb`` or ``gray``; PeerError and HandlerError as for infer."""
+        """Samples of (a part of) a picture, ``rgb`` or ``gray``; PeerError and ModelError as for infer."""
         answer, _ = await self._shielded(self._host(None).ask(GetPixels(UNSENT, frame, crop, format, width, height)))
         if not isinstance(answer, Pixels) or len(answer.data) != width * height * (3 if format == "rgb" else 1):
             raise ModelError("the process that decodes pixels gave another answer than pixels")
@@ -225,4 +223,4 @@ class Broker:
 
 def identity(model: ModelSpec) -> Identity:
     """What models that share a process have in common."""
-    return model.digest, model.runtime, model.delegate
+    return model.digest, model.runtime, model.delegate, model.unit_range

@@ -9,8 +9,10 @@ MEMO_BYTES = 16 << 20
 MAX_ENTRIES = 1024
 """… and in number: the smallest, or an error, takes memory, too."""
 
-Question = tuple[tuple[str, str, str], int, View]
-"""The model (digest, runtime, delegate), the frame's key, and the view of it."""
+Identity = tuple[str, str, str, bool]
+"""Digest, runtime, delegate and range of the input: models that have them in common share a process."""
+Question = tuple[Identity, int, View]
+"""The model, the frame's key, and the view of it."""
 Value = TypeVar("Value")
 
 

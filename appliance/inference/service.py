@@ -8,6 +8,7 @@ in JSON. Three threads, so that the picture of the next frame is decoded while t
 import contextlib
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -41,6 +42,7 @@ from appliance.ipc.ring import FrameRef, RingReader
 
 CLOSE_SECONDS = 1.0
 """How long the inference under way may take to end when the zipper closes the socket."""
+OOM_SCORE = "500"
 CRASHED = 70
 """Exit status after an error that is a defect of ours."""
 NO_MODEL = "this process has no model"
@@ -163,6 +165,10 @@ def main(arguments: list[str]) -> int:
     parent, socket_fd, ring_fd = map(int, arguments[:3])
     die_with_parent(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # where memory runs out, this process goes before the zipper does
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; when to end is the zipper's to say
+        signal.signal(ignored, signal.SIG_IGN)
     threading.excepthook = _die
     channel: BlockingChannel[ToModel] = BlockingChannel(socket.socket(fileno=socket_fd), ToModel)
     opened: Opened | None = None

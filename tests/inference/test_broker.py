@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import tiny_models
 from conftest import Save, samples, write
 
-from appliance.errors import HandlerError, ModelError, PeerError
+from appliance.errors import ModelError, PeerError
 from appliance.inference import host as hosts
 from appliance.inference.broker import Broker
 from appliance.inference.host import ModelStatus
@@ -54,6 +55,10 @@ def pid_of(broker: Broker, name: str = "echo.tflite") -> int:
     return pid
 
 
+def oom_score(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
 async def test_a_model_answers_about_a_picture(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
     picture = samples(8, 8)
     inference = await broker.infer(echo, write(ring, picture), WHOLE)
@@ -75,7 +80,7 @@ async def test_ready_describes_the_model(broker: Broker, echo: ModelSpec) -> Non
 async def test_tensors_of_the_guests_own(broker: Broker, save: Save) -> None:
     pick = save(tiny_models.pick())
     assert (await broker.infer_tensors(pick, [b"\x02\0\0\0"])).tensors == [b"\x1e\0\0\0"]
-    with pytest.raises(HandlerError, match=r"inputs of \[3\] bytes for a model that takes \[4\]"):
+    with pytest.raises(ModelError, match=r"inputs of \[3\] bytes for a model that takes \[4\]"):
         await broker.infer_tensors(pick, [b"\x02\0\0"])
     with pytest.raises(ModelError, match="gather index out of bounds"):
         await broker.infer_tensors(pick, [b"\x09\0\0\0"])
@@ -88,11 +93,16 @@ async def test_pixels_come_from_a_process_without_a_model(broker: Broker, ring: 
     frame = write(ring, picture)
     assert await broker.pixels(frame, Crop(2, 2, 4, 3), "rgb", 4, 3) == picture[2:5, 2:6].tobytes()
     assert len(await broker.pixels(write(ring, picture, "jpeg"), Crop(), "gray", 160, 120)) == 160 * 120
-    with pytest.raises(HandlerError, match="rgb or gray"):
+    with pytest.raises(ModelError, match="rgb or gray"):
         await broker.pixels(frame, Crop(), "bgr", 4, 3)
-    with pytest.raises(HandlerError, match=str(MAX_TENSOR_BYTES)):
+    with pytest.raises(ModelError, match=str(MAX_TENSOR_BYTES)):
         await broker.pixels(frame, Crop(), "rgb", 1 << 20, 1 << 20)
     assert status(broker, "pixels").run is None
+
+
+async def test_a_model_that_takes_no_picture_says_what_it_takes(broker: Broker, ring: RingWriter, save: Save) -> None:
+    with pytest.raises(ModelError, match="the model takes no picture but int32 1: give it tensors"):
+        await broker.infer(save(tiny_models.pick()), write(ring, samples(8, 8)), WHOLE)
 
 
 async def test_faults_are_raised_as_whose_they_are(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
@@ -100,7 +110,7 @@ async def test_faults_are_raised_as_whose_they_are(broker: Broker, ring: RingWri
         await broker.infer(echo, FrameRef(1, 1 << 40, 10, "jpeg", 8, 8), WHOLE)
     with pytest.raises(PeerError, match="not a JPEG"):
         await broker.infer(echo, FrameRef(2, 0, 10, "jpeg", 8, 8), WHOLE)
-    with pytest.raises(HandlerError, match="not inside the picture"):
+    with pytest.raises(ModelError, match="not inside the picture"):
         await broker.infer(echo, write(ring, samples(8, 8)), View(Crop(4, 4, 8, 8)))
     assert status(broker, "echo.tflite").restarts == 0
 
@@ -214,6 +224,34 @@ async def test_handlers_with_the_same_model_share_a_process(broker: Broker, echo
     await broker.ready(echo)
     await broker.ready(replace(echo, path=copy))
     assert len(broker.status()) == 1
+
+
+async def test_handlers_that_feed_a_model_differently_do_not_share_it(
+    broker: Broker, ring: RingWriter, save: Save
+) -> None:
+    model = save(tiny_models.echo((1, 1, 1, 3), "float32"))
+    frame = write(ring, np.full((1, 1, 3), 255, np.uint8))
+    for fed, expected in ((model, [1, 1, 1]), (replace(model, unit_range=True), [1, 1, 1])):
+        assert np.frombuffer((await broker.infer(fed, frame, WHOLE)).tensors[0], np.float32).tolist() == expected
+    frame = write(ring, np.zeros((1, 1, 3), np.uint8))
+    for fed, expected in ((model, [-1, -1, -1]), (replace(model, unit_range=True), [0, 0, 0])):
+        assert np.frombuffer((await broker.infer(fed, frame, WHOLE)).tensors[0], np.float32).tolist() == expected
+    assert len(broker.status()) == 2
+
+
+async def test_the_system_is_told_to_spare_the_zipper(broker: Broker, echo: ModelSpec) -> None:
+    await broker.ready(echo)
+    assert oom_score(pid_of(broker)) > oom_score(os.getpid())
+
+
+async def test_a_signal_to_the_whole_group_is_the_zippers_business(
+    broker: Broker, ring: RingWriter, echo: ModelSpec
+) -> None:
+    await broker.ready(echo)
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        os.kill(pid_of(broker), sent)
+    assert (await broker.infer(echo, write(ring, samples(8, 8)), WHOLE)).tensors
+    assert status(broker, "echo.tflite").restarts == 0
 
 
 async def test_killing_a_process_under_way_costs_no_answer(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from appliance.inference.memo import MAX_ENTRIES, Memo, Question
 from appliance.inference.messages import Crop, View
 
-MODEL = ("digest", "litert", "")
+MODEL = ("digest", "litert", "", False)
 
 
 def question(key: int, x: int = 0) -> Question:
@@ -17,7 +17,7 @@ def test_the_same_question_has_the_same_answer() -> None:
     assert memo.get(question(1)) == "answer"
     assert memo.get(question(2)) is None
     assert memo.get(question(1, x=5)) is None
-    assert memo.get((("other", "litert", ""), 1, View(Crop(0, 0, 1, 1)))) is None
+    assert memo.get((("other", "litert", "", False), 1, View(Crop(0, 0, 1, 1)))) is None
 
 
 def test_a_frame_is_forgotten_with_all_that_was_asked_about_it() -> None:
