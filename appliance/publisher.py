@@ -145,7 +145,9 @@ class Publisher:
         finally:
             for task in (self._reporting, self._connecting, self._storing):
                 task.cancel()  # those that are not at their end yet: we are cancelled, or one of them has failed
-            await self._stack.__aexit__(kind, error, trace)
+            # the task group hears of a cancellation alone: another error leaves the body as it is, in no group
+            cancelled = isinstance(error, asyncio.CancelledError)
+            await self._stack.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
             for row_id in list(self._waiting):
                 self._answer(row_id, ok=False)
 

@@ -137,14 +137,20 @@ class Link(aiomqtt.Client):
 
     async def __aenter__(self) -> Self:
         """Connect. The connecting thread cannot be interrupted: a cancellation waits for its time limit."""
+        disconnected = self._disconnected
         entering = asyncio.ensure_future(super().__aenter__())
         try:
-            return await asyncio.shield(entering)
+            await asyncio.shield(entering)
         except asyncio.CancelledError:
             await asyncio.wait([entering])
             if not entering.cancelled() and entering.exception() is None:
                 await self.__aexit__(None, None, None)
             raise
+        finally:
+            del entering  # it holds the error, whose traceback holds this frame and a socket: a cycle
+        # aiomqtt, which can be entered twice, forgets here that the connection ended as soon as it began
+        self._disconnected = disconnected
+        return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -170,6 +176,13 @@ class Link(aiomqtt.Client):
         self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         self.max_packet = min(MAX_OUTBOUND_BYTES, getattr(properties, "MaximumPacketSize", MAX_OUTBOUND_BYTES))
         super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_disconnect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Properties | None = None
+    ) -> None:
+        if not self._connected.done():  # aiomqtt would wait for its time limit
+            self._connected.set_exception(aiomqtt.MqttCodeError(reason_code, "ended before it was accepted"))
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
     def _on_publish(
         self,
@@ -207,6 +220,8 @@ def explain(error: aiomqtt.MqttError, endpoint: Endpoint) -> tuple[str, bool]:
         case ssl.SSLCertVerificationError():
             remedy = "check mqtt.ca_file, the host's name and the clock"
             return f"{broker} is not trusted: {cause.verify_message}; {remedy}", True
+        case TimeoutError():
+            text = f"{broker} does not answer"
         case OSError():
             text = f"{broker} cannot be reached: {error}"
         case PeerError():

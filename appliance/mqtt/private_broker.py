@@ -27,12 +27,13 @@ logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
+STOP_TRIES = 20
 START_TRIES = 3
 """Free ports tried, should another program take one between our look and the broker's."""
 SAVE_SECONDS = 30
 MAX_PACKET_BYTES = MAX_RESULT_BYTES + (64 << 10)
 MAX_LOG_LINE = 512
-_SEARCH_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
+SEARCH_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 """Where Debian keeps the broker, and where a user's PATH often does not look."""
 _CONFIG = """\
 listener {port} {host}
@@ -91,7 +92,9 @@ class PrivateBroker:
     ) -> None:
         self._keeping.cancel()
         try:
-            await self._tasks.__aexit__(kind, error, trace)
+            # the task group hears of a cancellation alone: another error leaves the body as it is, in no group
+            cancelled = isinstance(error, asyncio.CancelledError)
+            await self._tasks.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
         finally:
             await self._stop()
 
@@ -164,11 +167,13 @@ class PrivateBroker:
         process = self._process
         if process is None:
             return
-        self._signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await process.wait()
-        except TimeoutError:
+            for _ in range(STOP_TRIES):
+                self._signal(signal.SIGTERM)  # Mosquitto forgets one that comes just before its main loop
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(STOP_SECONDS / STOP_TRIES):
+                        await process.wait()
+                        return
             logger.warning("the private broker does not stop: killed")
         finally:
             self._signal(signal.SIGKILL)
@@ -183,7 +188,7 @@ class PrivateBroker:
 
 def _command(config: Path) -> list[str]:
     """The broker, by way of ``setpriv``, which has the kernel end it when we die."""
-    path = f"{os.environ.get('PATH', os.defpath)}:{_SEARCH_PATH}"
+    path = f"{os.environ.get('PATH', os.defpath)}:{SEARCH_PATH}"
     mosquitto, setpriv = shutil.which("mosquitto", path=path), shutil.which("setpriv", path=path)
     if mosquitto is None:
         raise DeviceError(

@@ -21,7 +21,12 @@ RUN = ModelRun("parts", "ab" * 32, "litert 2.3.0", "cpu")
 CAPTURED_NS = 1_772_366_400_000_000_001
 
 scalars = (
-    st.none() | st.booleans() | st.integers(-(1 << 64), (1 << 64) - 1) | st.floats() | st.text() | st.binary(max_size=50)
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 64), (1 << 64) - 1)
+    | st.floats()
+    | st.text()
+    | st.binary(max_size=50)
 )
 values = st.recursive(
     scalars,
