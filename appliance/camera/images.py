@@ -102,12 +102,12 @@ def _bounded(file: Path) -> bytes:
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG that is good to its end and can be passed on as it is, else None."""
-    try:
-        size = size_of(data)
-        if size is not None:
+    size = size_of(data)
+    if size is not None:
+        try:
             simplejpeg.decode_jpeg(data, "gray", min_width=1, min_height=1, min_factor=8)  # an eighth: quick
-    except ValueError:
-        return None
+        except ValueError:
+            return None
     return size
 
 

@@ -2,17 +2,17 @@
 
 import simplejpeg
 
-from appliance.camera.camera import check_size
+from appliance.camera.camera import MAX_PICTURE_SIDE
 
 
 def size_of(jpeg: bytes) -> tuple[int, int] | None:
-    """(width, height), or None for one that not every decoder takes: it has to be decoded here.
+    """(width, height) by the header; None for one that should not be passed on.
 
-    ValueError where it is damaged or larger than MAX_PICTURE_SIDE. Only the header is looked at.
+    That is one that is damaged, too large, or that not every decoder takes: decoding it here shows which.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
-    except KeyError:  # a chroma subsampling that simplejpeg has no name for
+    except (ValueError, KeyError):  # KeyError: a chroma subsampling that simplejpeg has no name for
         return None
-    check_size(width, height)
-    return None if colours == "CMYK" else (width, height)
+    fits = 0 < width <= MAX_PICTURE_SIDE and 0 < height <= MAX_PICTURE_SIDE
+    return (width, height) if fits and colours != "CMYK" else None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from av.error import ArgumentError
-from camera_scenes import FPS, FRAMES, scene, write_video
+from camera_scenes import FPS, FRAMES, HEIGHT, WIDTH, scene, write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rtsp_server import FPS as RTSP_FPS
@@ -83,6 +83,16 @@ def test_motion_jpeg_without_tables_can_be_decoded_by_others(tmp_path: Path, jpe
         assert picture.jpeg is not None
         assert len(picture.jpeg) < len(jpeg)
         assert np.array_equal(simplejpeg.decode_jpeg(picture.jpeg), simplejpeg.decode_jpeg(jpeg))
+
+
+def test_motion_jpeg_that_others_may_not_take_is_decoded(tmp_path: Path, jpegs: list[bytes]) -> None:
+    odd = bytearray(jpegs[1])
+    odd[odd.index(b"\xff\xc0") + 11] = 0x14  # the sampling factors of the first component
+    (tmp_path / "odd.mjpeg").write_bytes(jpegs[0] + odd + jpegs[2])
+    found = played(tmp_path / "odd.mjpeg")
+    assert [picture.jpeg for picture in found] == [jpegs[0], None, jpegs[2]]
+    assert found[1].pixels is not None
+    assert found[1].pixels.shape == (HEIGHT, WIDTH, 3)
 
 
 def test_a_damaged_picture_is_skipped(tmp_path: Path, jpegs: list[bytes]) -> None:

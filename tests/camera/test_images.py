@@ -75,10 +75,11 @@ def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path) -> None:
     assert simplejpeg.decode_jpeg(found[6].jpeg).shape == (6, 8, 3)
 
 
-def test_a_jpeg_that_others_may_not_take_is_decoded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampling", [0x14, 0x31])
+def test_a_jpeg_that_others_may_not_take_is_decoded(tmp_path: Path, sampling: int) -> None:
     jpeg = bytearray(simplejpeg.encode_jpeg(scene(1)))
     at = jpeg.index(b"\xff\xc0") + 11  # the sampling factors of the first component
-    jpeg[at] = 0x31
+    jpeg[at] = sampling
     (tmp_path / "odd.jpg").write_bytes(jpeg)
     (picture,) = played(tmp_path)
     assert picture.jpeg is None
