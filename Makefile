@@ -37,7 +37,7 @@ check-handlers: $(VENV)/.dev ## Show that the committed modules are what the sou
 	$(BIN)/python handlers/build.py --check
 
 bench: $(VENV)/.dev .system-run ## The benchmarks of docs/performance.md, as ratios measured side by side
-	$(BIN)/python tests/bench/run.py $(ARGS)
+	PYTHONPATH=tests/mqtt $(BIN)/python tests/bench/run.py $(ARGS)
 
 clean: ## Remove what make has made (the virtual environment, caches, the state directory)
 	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build *.egg-info

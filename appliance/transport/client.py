@@ -47,10 +47,13 @@ async def connect(host: str, port: int, certificate: Path, session: Session) -> 
             keepalive.cancel()
     finally:
         link.close()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await link.wait_closed()
-        transport.close()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await link.wait_closed()
+        finally:
+            transport.close()
+            await asyncio.sleep(0)  # asyncio closes the socket in its next round
 
 
 def _pinned(host: str, certificate: Path) -> QuicConfiguration:

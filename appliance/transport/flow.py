@@ -27,13 +27,17 @@ class SlidingLimit(Limit):
     def __init__(self, connection: QuicConnection, window: int) -> None:
         self._connection = connection
         self._granted = window
+        self._settled_at = -1  # ``used`` when nothing was pending: then nothing changes until it does
         self.window = window
         super().__init__(frame_type=QuicFrameType.MAX_DATA, name="max_data", value=window)
 
     @property
     def value(self) -> int:
+        if self.used == self._settled_at and self._granted - self.used >= self.window:
+            return self._granted
         streams = self._connection._streams.values()  # noqa: SLF001 - see the module's docstring
         pending = sum(s.receiver.highest_offset - s.receiver.starting_offset() for s in streams)
+        self._settled_at = -1 if pending else self.used
         self._granted = max(self._granted, self.used - pending + self.window)
         return self._granted
 
