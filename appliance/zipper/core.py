@@ -116,7 +116,7 @@ class Zipper:
     def emit(self, frame: Frame, parent: Ticket | None = None) -> None:
         """A frame that came of ``parent`` (None: of a remote peer's own accord)."""
         self.totals.emitted += 1
-        if parent is None or not parent.lossless:
+        if parent is None or not parent.lossless or not parent.holders:  # its observer may be detached by now
             self._route(Ticket(frame, lossless=False, on_done=_nothing))
             return
         parent.holders += 1  # the source's credit returns only when the offspring is done too
