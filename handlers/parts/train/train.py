@@ -20,9 +20,11 @@ import numpy.typing as npt
 import simplejpeg
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from PIL import Image
 
 from appliance.camera.synthetic import CYCLE, GLIDE, LABELS, Conveyor
+from appliance.inference.messages import Crop, GetPixels
+from appliance.inference.preprocessing import pixels
+from appliance.ipc.ring import FrameRef
 
 OUT = Path(__file__).resolve().parent.parent
 SIDE = 96
@@ -30,11 +32,10 @@ SIZES = ((320, 240), (320, 240), (640, 480), (640, 360))
 """Of the pictures: most are of the default size, some are 16:9."""
 JPEG_QUALITY = 85
 
-TRAIN_SEEDS = range(1000, 1048)
-VALIDATION_SEEDS = range(5000, 5006)
-TEST_SEEDS = range(9000, 9012)
-PARTS_PER_SEED = 90
-FRAMES_PER_PART = 3
+TRAIN_SEEDS = range(1000, 1080)
+VALIDATION_SEEDS = range(5000, 5008)
+TEST_SEEDS = range(9000, 9020)
+PARTS_PER_SEED = 160
 DEFECTS, EMPTY = 0.67, 0.12
 """Shares that show the four labels about equally often."""
 
@@ -46,21 +47,23 @@ Pictures = npt.NDArray[np.uint8]
 Classes = npt.NDArray[np.int64]
 
 
-def as_the_model_sees_it(pixels: Pictures) -> Pictures:
-    """A frame's way to the model: JPEG, decoded, stretched to SIDE x SIDE."""
-    jpeg = simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorsubsampling="420")
-    decoded = Image.fromarray(simplejpeg.decode_jpeg(jpeg))
-    return np.asarray(decoded.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+def as_the_model_sees_it(frame: Pictures) -> Pictures:
+    """A frame's way to the model: the source's JPEG, then the appliance's own decoding and stretching."""
+    height, width = frame.shape[:2]
+    jpeg = simplejpeg.encode_jpeg(frame, quality=JPEG_QUALITY, colorsubsampling="420", fastdct=True)
+    lies = FrameRef(key=0, offset=0, length=len(jpeg), format="jpeg", width=width, height=height)
+    seen = pixels(memoryview(jpeg), GetPixels(0, lies, Crop(), "rgb", SIDE, SIDE))
+    return np.frombuffer(seen, np.uint8).reshape(SIDE, SIDE, 3)
 
 
 def frames_of(seed: int) -> Iterator[tuple[Pictures, int]]:
-    """A few frames of every part, and as many in which the belt hurries on."""
+    """One frame of every part, and one in which the belt hurries on after every third."""
     width, height = SIZES[seed % len(SIZES)]
     conveyor = Conveyor(width, height, seed, DEFECTS, EMPTY)
     pick = np.random.default_rng(seed)
     for place in range(PARTS_PER_SEED):
-        phases = [*pick.integers(0, GLIDE, FRAMES_PER_PART), pick.integers(GLIDE, CYCLE)]
-        for phase in phases:
+        phases = [pick.integers(0, GLIDE), pick.integers(GLIDE, CYCLE)]
+        for phase in phases if place % 3 == 0 else phases[:1]:
             n = place * CYCLE + int(phase)
             yield as_the_model_sees_it(conveyor.draw(n)), LABELS.index(conveyor.truth(n))
 
