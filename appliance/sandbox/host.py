@@ -136,10 +136,9 @@ class HandlerHost:
 
     async def _supervise(self) -> None:
         while True:
-            self._enter("starting")
             ending = await self._live()
             if ending.fault is None:
-                self._recycled += 1
+                self._recycled += 1  # to everybody else it goes on running
                 continue
             if ending.final:
                 self._enter("failed")
@@ -147,6 +146,7 @@ class HandlerHost:
                 return
             await self._back_off()
             self._restarted += 1
+            self._enter("starting")
 
     async def _back_off(self) -> None:
         delay = self._restarts.died(monotonic()) - monotonic()
@@ -203,8 +203,9 @@ class HandlerHost:
 
     def _progress(self, event: Running | Finished) -> None:
         if isinstance(event, Running):
+            level = logging.INFO if self._state == "starting" else logging.DEBUG
+            self._log.log(level, "running, version %s", self.spec.version)
             self._enter("running")
-            self._log.info("running, version %s", self.spec.version)
             return
         if event.outcome == "ok":
             self._handled += 1

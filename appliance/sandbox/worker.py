@@ -18,8 +18,8 @@ from appliance.sandbox.lockdown import lock_down
 from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Setup, Started, ToWorker, Trapped
 from appliance.sandbox.services import Services, ZipperGoneError
 
-MAX_HOST_CALLS = 50_000
-"""After these a worker is replaced: wasm3's binding leaks about 320 bytes a call, so 16 MB by then."""
+MAX_HOST_CALLS = 100_000
+"""After these a worker is replaced: wasm3's binding leaks 130 to 145 bytes a call, so 14 MB by then."""
 MAX_TRAPS = 16
 """After these too: a C guest that traps leaves its stack pointer where it was, and so loses some stack each time."""
 CPU_SHARE = 0.5

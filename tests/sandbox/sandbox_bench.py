@@ -91,7 +91,7 @@ class Answer:
 class FakeInference:
     """Answers at once, or when ``gate`` is set; remembers what it was asked."""
 
-    asked: list[object] = field(default_factory=list)
+    asked: list[Any] = field(default_factory=list)
     error: Exception | None = None
     not_ready: list[Exception] = field(default_factory=list)
     gate: asyncio.Event | None = None

@@ -99,7 +99,12 @@ def test_traps_are_named_and_the_instance_survives(body: str, message: str) -> N
 
 def test_the_start_function_runs_with_imports_linked_and_its_trap_is_told() -> None:
     seen: list[int] = []
-    function = HostFunction("env", "f", "i(i)", lambda value: seen.append(value) or 0)
+
+    def see(value: int) -> int:
+        seen.append(value)
+        return 0
+
+    function = HostFunction("env", "f", "i(i)", see)
     start = '(module (import "env" "f" (func $f (param i32) (result i32))) (func $s {}) (start $s)'
     handle = '(func (export "handle") (result i32) i32.const 0))'
     call(loaded(start.format("(drop (call $f (i32.const 42)))") + handle, function))
