@@ -117,6 +117,7 @@ class Link(aiomqtt.Client):
         self._bytes = 0
         self._window = WINDOW
         self._usable = True
+        self._accepted = False
         self.max_packet = MAX_OUTBOUND_BYTES
 
     @property
@@ -130,6 +131,7 @@ class Link(aiomqtt.Client):
         elif message.qos:
             self._unacknowledged[info.mid] = token, message
             self._bytes += message.size
+        self._write()
 
     def abort(self) -> None:
         """Close the socket if it still is open, as after a broker's nonsense."""
@@ -170,9 +172,22 @@ class Link(aiomqtt.Client):
             raise ConnectionError("packet too large")
         return self._receive(bufsize)
 
+    def _write(self) -> None:
+        try:
+            self._client.loop_write()
+        except Exception as error:  # noqa: BLE001 - as aiomqtt does: whatever it is, the connection is no more
+            self._end(error)
+
+    def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
+        if self._accepted:  # on the loop: no need to wake it
+            self._loop.add_writer(sock.fileno(), self._write)
+        else:
+            super()._on_socket_register_write(client, userdata, sock)
+
     def _on_connect(
         self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Properties | None = None
     ) -> None:
+        self._accepted = True
         self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         self.max_packet = min(MAX_OUTBOUND_BYTES, getattr(properties, "MaximumPacketSize", MAX_OUTBOUND_BYTES))
         super()._on_connect(client, userdata, flags, reason_code, properties)

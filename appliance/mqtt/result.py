@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Any, Literal, NoReturn
 
 import cbor2
@@ -80,7 +81,7 @@ def _value(frame: Frame) -> Any:
         return payload
     try:
         value = decode_strict(payload) if frame.format == "cbor" else _decode_json(payload)
-        _check(value, MAX_DEPTH)
+        _check(value)
     except ValueError as error:
         raise HandlerError(f"the value is not valid {frame.format.upper()}: {error}") from error
     return value
@@ -105,14 +106,22 @@ def _refuse(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
-def _check(value: object, depth: int) -> None:
+def _check(value: object) -> None:
     """What both encodings can carry: text keys, integers of 64 bits, not too deep."""
-    if isinstance(value, dict | list):
-        if depth == 0:
-            raise ValueError(f"nested deeper than {MAX_DEPTH}")
-        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-            raise ValueError("a map has a key that is not text")
-        for item in value.values() if isinstance(value, dict) else value:
-            _check(item, depth - 1)
-    elif isinstance(value, int) and value not in _INTEGERS:
-        raise ValueError("an integer is over 64 bits")
+    level = [value]
+    for depth in range(MAX_DEPTH + 1):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict | list):
+                if depth == MAX_DEPTH:
+                    raise ValueError(f"nested deeper than {MAX_DEPTH}")
+                below.extend(item if isinstance(item, list) else _items(item))
+            elif isinstance(item, int) and item not in _INTEGERS:
+                raise ValueError("an integer is over 64 bits")
+        level = below
+
+
+def _items(item: dict[Any, object]) -> Iterable[object]:
+    if set(map(type, item)) - {str}:
+        raise ValueError("a map has a key that is not text")
+    return item.values()

@@ -29,7 +29,7 @@ RATE = 200
 SECONDS = 10.0
 COUNT = int(RATE * SECONDS)
 ROUNDS = 2
-VALUE = {"objects": [{"label": f"object {n}", "score": 0.5, "box": [n, n, n + 10, n + 10]} for n in range(8)]}
+VALUE = {"objects": [{"label": f"object {n}", "score": 0.5, "box": [n, n, n + 10, n + 10]} for n in range(11)]}
 
 
 def frame(seq: int) -> Frame:
@@ -55,7 +55,7 @@ def publish_bare(port: int) -> None:
     client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
     client.connect("127.0.0.1", port)
     client.loop_start()
-    document = {"v": 1, "pad": "x" * 600, "value": VALUE}
+    document = {"v": 1, "pad": "x" * 330, "value": VALUE}
     cpu = time.process_time()
     start = time.monotonic()
     for seq in range(COUNT):
@@ -110,7 +110,8 @@ async def measure(kind: str, port: int, spool: Path) -> None:
     figures = sorted(listener.latencies)
     p50, p99 = statistics.median(figures), figures[int(len(figures) * 0.99)]
     print(
-        f"{kind:5} {len(figures)} of {COUNT}, {listener.size} B, p50 {p50:.0f} us, p99 {p99:.0f} us, {said.decode().strip()}"
+        f"{kind} {len(figures)} of {COUNT}, {listener.size} B, p50 {p50:.0f} us, p99 {p99:.0f} us",
+        said.decode().strip(),
     )
 
 

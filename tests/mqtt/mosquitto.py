@@ -102,8 +102,9 @@ class Received:
 class Subscriber:
     """Hears everything, and comes back when the broker does."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, qos: int = 1) -> None:
         self._port = port
+        self._qos = qos
         self._news = asyncio.Condition()
         self._subscribed = False
         self.received: list[Received] = []
@@ -146,7 +147,7 @@ class Subscriber:
             with contextlib.suppress(aiomqtt.MqttError):
                 client = aiomqtt.Client("127.0.0.1", self._port, protocol=aiomqtt.ProtocolVersion.V5, timeout=2)
                 async with client:
-                    await client.subscribe("#", qos=1)
+                    await client.subscribe("#", qos=self._qos)
                     await self._tell(subscribed=True)
                     async for message in client.messages:
                         assert isinstance(message.payload, bytes)
