@@ -134,7 +134,7 @@ class Cameras(RuleBasedStateMachine):
         elif action is Action.GIVE_UP:
             assert self.attempt
             assert self.busy_since is not None
-            assert self.now - self.busy_since >= STALL
+            assert self.now >= self.busy_since + STALL
             self.attempt, self.busy_since = False, None
         return action is not None
 
