@@ -385,7 +385,10 @@ async def test_models_that_no_handler_uses_are_stopped(
     assert (await broker.infer(echo, write(ring, samples(8, 8)), WHOLE)).tensors  # and started again when asked
 
 
-async def test_stopping_ends_processes_and_fails_what_is_under_way(ring: RingWriter, echo: ModelSpec) -> None:
+async def test_stopping_ends_processes_and_fails_what_is_under_way(
+    ring: RingWriter, echo: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.inference.process.CLOSE_SECONDS", 0.1)
     async with asyncio.timeout(60), Broker(ring.fd) as broker:
         await broker.ready(echo)
         process = psutil.Process(pid_of(broker))
