@@ -251,26 +251,29 @@ class Publisher:
     def _pump(self) -> None:
         """Send what may be sent: states first, they are few."""
         while self._client.room:
-            state = self._retained.next()
-            if state is not None:
-                self._client.send(Message(*state, retain=True), state[0])
-                continue
-            row = self._outbox.next()
-            if row is None:
-                break
-            message = Message(row.topic, row.payload)
-            if message.size <= self._client.max_message:
-                self._client.send(message, row.id)
+            message: Message
+            token: int | str
+            if (state := self._retained.next()) is not None:
+                message, token = Message(*state, retain=True), state[0]
+            elif (row := self._outbox.next()) is not None:
+                message, token = Message(row.topic, row.payload), row.id
             else:
-                self._drop(row)
+                break
+            if message.size <= self._client.max_message:
+                self._client.send(message, token)
+            else:
+                self._drop(message, token)
         self._settle()
 
-    def _drop(self, row: Row) -> None:
-        """The broker has said that it takes nothing so large: keeping the row would block all others."""
-        self._outbox.acknowledged(row.id)
-        self._counts.lost += 1
-        self._answer(row.id, ok=False)
-        logger.error("a result of %d bytes on %s is over the broker's limit: lost", len(row.payload), row.topic)
+    def _drop(self, message: Message, token: int | str) -> None:
+        """The broker has said that it takes nothing so large: keeping the message would block all others."""
+        logger.error("a message of %d bytes on %s is over the broker's limit: lost", message.size, message.topic)
+        if isinstance(token, str):
+            self._retained.acknowledged(token)
+        else:
+            self._outbox.acknowledged(token)
+            self._counts.lost += 1
+            self._answer(token, ok=False)
 
     def _settle(self) -> None:
         """After anything changed: is all acknowledged, and has the spool's task something to do earlier?"""

@@ -40,6 +40,8 @@ PUBLISH_OVERHEAD = 32
 """More than a PUBLISH packet adds to its topic and payload."""
 KEEPALIVE_SECONDS = 20
 CONNECT_SECONDS = 5.0
+PROGRESS_SECONDS = 30.0
+"""A broker that leaves a message unacknowledged for so long (or twice that) is taken for broken."""
 
 FAILURE = 0x80
 """Reason codes from here up mean that something was not done (MQTT 5, section 2.4)."""
@@ -118,6 +120,7 @@ class Link(aiomqtt.Client):
         self._window = WINDOW
         self._usable = True
         self._accepted = False
+        self._watching: asyncio.TimerHandle | None = None
         self.max_packet = MAX_OUTBOUND_BYTES
 
     @property
@@ -135,6 +138,10 @@ class Link(aiomqtt.Client):
 
     def abort(self) -> None:
         """Close the socket if it still is open, as after a broker's nonsense."""
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._disconnected.done() and not self._disconnected.cancelled():
+            self._disconnected.exception()  # asyncio complains of errors that nobody has looked at
         self._client._sock_close()  # noqa: SLF001
 
     async def __aenter__(self) -> Self:
@@ -152,6 +159,7 @@ class Link(aiomqtt.Client):
             del entering  # it holds the error, whose traceback holds this frame and a socket: a cycle
         # aiomqtt, which can be entered twice, forgets here that the connection ended as soon as it began
         self._disconnected = disconnected
+        self._watch(None)
         return self
 
     async def __aexit__(
@@ -164,6 +172,14 @@ class Link(aiomqtt.Client):
             logger.debug("could not say goodbye to the broker: %s", error)  # what ended the session matters more
         finally:
             self.abort()
+
+    def _watch(self, before: tuple[Hashable, Message] | None) -> None:
+        """Once a while: the oldest unacknowledged message must not be the one it was before."""
+        oldest = next(iter(self._unacknowledged.values()), None)
+        if oldest is not None and oldest is before:
+            self._end(PeerError(f"has not acknowledged a message for {PROGRESS_SECONDS:.0f} s"))
+        else:
+            self._watching = self._loop.call_later(PROGRESS_SECONDS, self._watch, oldest)
 
     def _receive_bounded(self, bufsize: int) -> bytes:
         """Receive for paho, which asks for all that a packet still lacks, however much the broker announced."""
@@ -188,7 +204,7 @@ class Link(aiomqtt.Client):
         self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Properties | None = None
     ) -> None:
         self._accepted = True
-        self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
+        self._window = max(1, min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW)))
         self.max_packet = min(MAX_OUTBOUND_BYTES, getattr(properties, "MaximumPacketSize", MAX_OUTBOUND_BYTES))
         super()._on_connect(client, userdata, flags, reason_code, properties)
 

@@ -268,6 +268,30 @@ async def test_a_refusing_acknowledgement_is_not_one() -> None:
         assert listener.tokens == []
 
 
+async def test_a_broker_that_acknowledges_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.mqtt.link.PROGRESS_SECONDS", 0.05)
+    listener = Listener()
+    async with fake_broker([says(CONNACK)]) as endpoint, running(endpoint, listener) as client:
+        await listener.until(lambda: listener.events == ["connected"])
+        client.send(Message("topic", b"x"), "token")
+        await error_with(client, "has not acknowledged a message")
+        assert listener.tokens == []
+
+
+async def test_a_broker_that_is_never_told_anything_is_kept(broker: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.mqtt.link.PROGRESS_SECONDS", 0.001)
+    listener = Listener()
+    async with running(Endpoint("127.0.0.1", broker.port), listener) as client:
+        await listener.until(lambda: listener.events == ["connected"])
+        link = client._link
+        assert link is not None
+        async with asyncio.timeout(PATIENCE):
+            watched = link._watching
+            while link._watching is watched:  # it has looked at least once
+                await asyncio.sleep(0.001)
+        assert client.connection.connected
+
+
 async def test_reconnects_are_counted() -> None:
     listener = Listener()
     script = [says(CONNACK, stay=False)]

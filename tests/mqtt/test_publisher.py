@@ -285,6 +285,9 @@ async def test_a_result_too_large_for_the_broker_does_not_block_the_others(
             publishing.offer(frame(2), answers.of(2))
             assert await publishing.drained(PATIENCE)
             assert (publishing.stats.published, publishing.stats.lost) == (2, 1)
+            publishing.set_retained(publishing.topics.camera("camera"), {"state": "x" * 30_000})
+            assert await publishing.drained(PATIENCE)
+            assert publishing.stats.lost == 1, "results are counted, states are not"
     assert (answers.accepted, answers.refused) == ([0, 2], [1])
 
 
