@@ -33,7 +33,7 @@ from appliance.mqtt.spool import Spool
 from appliance.mqtt.topics import Topics
 from appliance.stats import Histogram
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
 """How long an orderly end waits for the broker to take what is left; the rest stays in the spool."""
@@ -122,7 +122,7 @@ class Publisher:
             stack.push_async_callback(self._in_thread, self._spool.close)
             self._outbox = Outbox(await self._in_thread(self._spool.open))
             if self._outbox.unacknowledged:
-                logger.info("%d results of before are in the spool", self._outbox.unacknowledged)
+                log.info("event=spool_found results=%d", self._outbox.unacknowledged)
             will = Message(self.topics.status, _json({"state": "lost"}), retain=True)
             identifier = f"appliance-{self.topics.device}"
             retry, retry_refused = self._retries
@@ -267,13 +267,20 @@ class Publisher:
 
     def _drop(self, message: Message, token: int | str) -> None:
         """The broker has said that it takes nothing so large: keeping the message would block all others."""
-        logger.error("a message of %d bytes on %s is over the broker's limit: lost", message.size, message.topic)
+        log.error("event=message_over_brokers_limit topic=%s bytes=%d", message.topic, message.size)
         if isinstance(token, str):
             self._retained.acknowledged(token)
         else:
             self._outbox.acknowledged(token)
-            self._counts.lost += 1
+            self._lose(1)
             self._answer(token, ok=False)
+
+    def _lose(self, results: int) -> None:
+        """Count; say it when the first is lost and whenever their number has doubled."""
+        before = self._counts.lost
+        self._counts.lost += results
+        if self._counts.lost.bit_length() > before.bit_length():
+            log.warning("event=results_lost total=%d", self._counts.lost)
 
     def _settle(self) -> None:
         """After anything changed: is all acknowledged, and has the spool's task something to do earlier?"""
@@ -290,7 +297,7 @@ class Publisher:
         handler = frame.producer.handler if frame.producer else frame.source
         if (reason, handler) not in self._complaints and len(self._complaints) < MAX_COMPLAINTS:
             self._complaints.add((reason, handler))
-            logger.warning("a result of %s is refused (said once, counted always): %s", handler, why)
+            log.warning("event=result_refused handler=%s reason=%s error=%s", handler, reason, why)
         accepted(False)
 
     def _answer(self, row_id: int, *, ok: bool) -> None:
@@ -321,7 +328,7 @@ class Publisher:
                 await self._sleep_until(self._clock() + retry.failed(self._clock()), rousable=False)
         last = self._outbox.last_work()
         if last is not None and not await self._carry_out(last):
-            logger.error("%d results could not be stored", len(last.rows))
+            log.error("event=results_not_stored results=%d", len(last.rows))
 
     async def _sleep_until(self, wake_at: float | None, *, rousable: bool = True) -> None:
         """Sleep; earlier work ends it only if ``rousable``, the end of the publisher always."""
@@ -337,11 +344,11 @@ class Publisher:
             if isinstance(work, Read):
                 page = await self._in_thread(self._spool.read, work)
                 self._outbox.read(page)
-                self._counts.lost += page.dropped
+                self._lose(page.dropped)
             else:
                 state = await self._in_thread(self._spool.store, work)
                 self._outbox.stored(state)
-                self._counts.lost += state.dropped
+                self._lose(state.dropped)
                 self._counts.spooled += len(work.rows)
                 for row in work.rows:
                     self._answer(row.id, ok=True)
@@ -356,9 +363,9 @@ class Publisher:
     def _note_spool(self, trouble: str) -> None:
         """Say once that the disk fails, and once that it works again."""
         if trouble and not self._spool_trouble:
-            logger.error("%s; results wait in memory", trouble)
+            log.error("event=spool_fails error=%s", trouble)
         elif self._spool_trouble and not trouble:
-            logger.info("the spool works again")
+            log.info("event=spool_works")
         self._spool_trouble = trouble
 
     def _in_thread(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:

@@ -18,7 +18,7 @@ from appliance.backoff import Backoff
 from appliance.mqtt.endpoint import Endpoint
 from appliance.mqtt.link import Link, Message, explain
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Client:
             async with link:
                 self._up(link)
                 async for message in link.messages:
-                    logger.debug("the broker sent %s, which nobody asked for", message.topic)
+                    log.debug("event=mqtt_unasked topic=%s", message.topic)
             raise AssertionError("aiomqtt ends its messages with an error only")
         finally:
             link.abort()
@@ -114,7 +114,7 @@ class Client:
         self._link = link
         self.connection = Connection(connected=True, error="", reconnects=self._connections)
         self._connections += 1
-        logger.info("connected to the broker at %s", self._endpoint)
+        log.info("event=mqtt_connected broker=%s", self._endpoint)
         self._listener.connected()
 
     def _down(self) -> None:
@@ -128,7 +128,7 @@ class Client:
         text, refused = explain(error, self._endpoint)
         delay = (self._retry_refused if refused else self._retry).failed(self._clock())
         if text != self._said:
-            logger.warning("%s; trying again, next in %.1f s", text, delay)
+            log.warning("event=mqtt_not_connected retry_s=%.1f error=%s", delay, text)
         self._said = text
         self.connection = replace(self.connection, error=text)
         return delay

@@ -23,7 +23,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from appliance.errors import PeerError
 from appliance.mqtt.endpoint import Endpoint
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _SILENT = logging.getLogger(f"{__name__}.paho")
 _SILENT.setLevel(logging.CRITICAL)
 """What paho has to say of a connection's end, :func:`explain` says in words for the operator."""
@@ -169,7 +169,7 @@ class Link(aiomqtt.Client):
         try:
             await super().__aexit__(exc_type, exc, tb)
         except aiomqtt.MqttError as error:
-            logger.debug("could not say goodbye to the broker: %s", error)  # what ended the session matters more
+            log.debug("event=mqtt_no_goodbye error=%s", error)  # what ended the session matters more
         finally:
             self.abort()
 

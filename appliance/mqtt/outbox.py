@@ -9,11 +9,14 @@ read back from the spool (``_ahead``), only in the spool, being stored (``_stori
 (``_fresh``). The shell carries out one piece of work at a time: the one :meth:`Outbox.work` returned.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
 STORE_AFTER = 0.1
 """Seconds a result may stay in memory alone. A power cut or crash before that takes it with it."""
+SYNC_AFTER = 5.0
+"""Seconds until the disk is made to keep what was stored: each time costs an SD card two flushes."""
 MAX_PENDING_BYTES = 8 << 20
 MAX_PENDING_ROWS = 4096
 """What may wait for a disk that does not keep up, before results are refused."""
@@ -45,6 +48,8 @@ class Store:
     rows: tuple[Row, ...]
     delete_through: int
     protect: int
+    sync: bool = False
+    """Make the disk keep it all: until then it survives our end, but not a power cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,7 @@ class Outbox:
         self._read_through = 0
         self._deleted_through = 0
         self._delete_at = 0.0
+        self._sync_at: float | None = None
         self._work: Store | Read | None = None
 
     # --- results in, results out ---------------------------------------------------------------------------
@@ -183,15 +189,19 @@ class Outbox:
         """When :meth:`work` will have something to do; None while it waits for an event."""
         if self._work is not None:
             return None
-        times = [self._store_at(), self._delete_at if self._wants_deletion else None, 0.0 if self._wants_rows else None]
+        times = [
+            self._store_at(),
+            self._sync_at,
+            self._delete_at if self._wants_deletion else None,
+            0.0 if self._wants_rows else None,
+        ]
         return min((time for time in times if time is not None), default=None)
 
     def work(self, now: float) -> Store | Read | None:
         """The next piece of work, if it is due; answer with :meth:`stored`, :meth:`read` or :meth:`failed`."""
         if self._work is not None:
             return None
-        store_at = self._store_at()
-        if store_at is not None and store_at <= now:
+        if any(due is not None and due <= now for due in (self._store_at(), self._sync_at)):
             return self._begin_store(now)
         if self._wants_rows:
             self._work = Read(self._read_through, self._stored_through, self._epoch)
@@ -202,7 +212,7 @@ class Outbox:
 
     def last_work(self) -> Store | None:
         """After :meth:`disconnected`, at the end: store what is in memory alone, delete what is acknowledged."""
-        return self._begin_store(self._delete_at) if self._fresh or self._wants_deletion else None
+        return self._begin_store(math.inf) if self._fresh or self._wants_deletion else None
 
     def stored(self, state: SpoolState) -> None:
         """The Store is done and durable."""
@@ -217,6 +227,8 @@ class Outbox:
                 self._window[row.id].stored = True
         self._deleted_through = work.delete_through
         self._rows = state.rows
+        if not state.rows:
+            self._sync_at = None
         self.unacknowledged = max(0, self.unacknowledged - state.dropped)
 
     def read(self, page: Page) -> None:
@@ -235,6 +247,8 @@ class Outbox:
 
     def failed(self) -> None:
         """The work failed: everything is as before, and it will be asked for again."""
+        if isinstance(self._work, Store) and self._work.sync:
+            self._sync_at = 0.0
         self._work = None
         self._fresh.extendleft(reversed(self._storing))
         self._storing.clear()
@@ -242,7 +256,13 @@ class Outbox:
     def _begin_store(self, now: float) -> Store:
         self._delete_at = now + STORE_AFTER
         unstored = [entry.row for entry in self._window.values() if not entry.stored]
-        work = Store((*unstored, *self._fresh), self._acknowledged_through, self._read_through)
+        rows = (*unstored, *self._fresh)
+        sync = self._sync_at is not None and self._sync_at <= now
+        if sync:
+            self._sync_at = None
+        elif rows and self._sync_at is None:
+            self._sync_at = now + SYNC_AFTER
+        work = Store(rows, self._acknowledged_through, self._read_through, sync)
         self._storing, self._fresh = self._fresh, deque()
         self._work = work
         return work

@@ -22,12 +22,11 @@ from appliance.backoff import Backoff
 from appliance.errors import DeviceError
 from appliance.mqtt.result import MAX_RESULT_BYTES
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
-STOP_TRIES = 20
 START_TRIES = 3
 """Free ports tried, should another program take one between our look and the broker's."""
 SAVE_SECONDS = 30
@@ -35,6 +34,8 @@ MAX_PACKET_BYTES = MAX_RESULT_BYTES + (64 << 10)
 MAX_LOG_LINE = 512
 SEARCH_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 """Where Debian keeps the broker, and where a user's PATH often does not look."""
+_CONNECT, _ACCEPTED, _DISCONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x0a\x00\x00", b"\x20\x02\x00\x00", b"\xe0\x00"
+"""MQTT 3.1.1, without a client identifier."""
 _CONFIG = """\
 listener {port} {host}
 allow_anonymous true
@@ -84,7 +85,7 @@ class PrivateBroker:
             raise
         await self._tasks.__aenter__()
         self._keeping = self._tasks.create_task(self._keep(command), name="private broker")
-        logger.info("a private broker runs at %s", self.url)
+        log.info("event=broker_started url=%s", self.url)
         return self
 
     async def __aexit__(
@@ -138,13 +139,16 @@ class PrivateBroker:
             )
         except OSError as error:
             raise DeviceError(f"{command[0]}: cannot be started: {error.strerror}") from error
-        log = _Log()
-        self._reading = asyncio.create_task(log.read(process), name="private broker's log")
-        with suppress(TimeoutError):
+        said = _Log()
+        self._reading = asyncio.create_task(said.read(process), name="private broker's log")
+        try:
             async with asyncio.timeout(START_SECONDS):
-                await log.settled.wait()
-        if not log.running:
-            raise DeviceError(f"Mosquitto does not start: {' '.join(log.last) or 'it says nothing'}")
+                await said.settled.wait()
+                answers = said.running and await _answers(self.port)
+        except TimeoutError:
+            answers = False
+        if not answers:
+            raise DeviceError(f"Mosquitto does not start: {' '.join(said.last) or 'it says nothing'}")
 
     async def _keep(self, command: list[str]) -> None:
         """Start the broker again, on the same port, whenever it dies."""
@@ -154,27 +158,25 @@ class PrivateBroker:
             status = await self._process.wait()
             await self._reading
             delay = self._retry.failed(self._clock())
-            logger.warning("the private broker died (%s); starting it again in %.1f s", status, delay)
+            log.warning("event=broker_died status=%d retry_s=%.1f", status, delay)
             await asyncio.sleep(delay)
             try:
                 await self._start(command)
                 self.restarts += 1
             except DeviceError as error:
-                logger.warning("the private broker does not come back: %s", error)
+                log.warning("event=broker_not_back error=%s", error)
                 self._signal(signal.SIGKILL)
 
     async def _stop(self) -> None:
         process = self._process
         if process is None:
             return
+        self._signal(signal.SIGTERM)
         try:
-            for _ in range(STOP_TRIES):
-                self._signal(signal.SIGTERM)  # Mosquitto forgets one that comes just before its main loop
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(STOP_SECONDS / STOP_TRIES):
-                        await process.wait()
-                        return
-            logger.warning("the private broker does not stop: killed")
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            log.warning("event=broker_killed after_s=%.0f", STOP_SECONDS)
         finally:
             self._signal(signal.SIGKILL)
             await process.wait()
@@ -187,7 +189,7 @@ class PrivateBroker:
 
 
 def _command(config: Path) -> list[str]:
-    """The broker, by way of ``setpriv``, which has the kernel end it when we die."""
+    """The broker, by way of ``setpriv``, which has the kernel end it (in good order) when we die."""
     path = f"{os.environ.get('PATH', os.defpath)}:{SEARCH_PATH}"
     mosquitto, setpriv = shutil.which("mosquitto", path=path), shutil.which("setpriv", path=path)
     if mosquitto is None:
@@ -205,6 +207,23 @@ def _free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+async def _answers(port: int) -> bool:
+    """Whether the broker takes a client: until its main loop runs, it would forget a signal to end."""
+    try:
+        reader, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    try:
+        writer.write(_CONNECT)
+        answer = await reader.read(len(_ACCEPTED))
+        writer.write(_DISCONNECT)
+        writer.close()
+        await writer.wait_closed()
+    except OSError:
+        return False
+    return answer == _ACCEPTED
 
 
 class _Log:
@@ -231,7 +250,7 @@ class _Log:
     def _take(self, text: str) -> None:
         if text:
             self.last.append(text)
-            logger.debug("mosquitto: %s", text)
+            log.debug("event=broker_says text=%s", text)
         if text.endswith(" running"):  # "mosquitto version 2.0.11 running", said once it listens
             self.running = True
             self.settled.set()

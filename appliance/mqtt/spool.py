@@ -1,22 +1,18 @@
 """The spool: results the broker has not acknowledged, in an SQLite file. Blocking: used from a thread of its own.
 
-What is stored survives the death of the process at once. A power cut can take the last SYNC_SECONDS (or, where
-nothing more was stored, what the operating system had not yet written of itself). The file is bounded: beyond
-the cap the oldest results go, and are counted. A damaged file is set aside, never repaired.
+What is stored survives the death of the process at once, and a power cut once it is synced. The file is bounded:
+beyond the cap the oldest results go, and are counted. A damaged file is set aside, never repaired.
 """
 
 import logging
 import sqlite3
-import time
 from pathlib import Path
 
 from appliance.errors import DeviceError
 from appliance.mqtt.outbox import READ_BYTES, READ_ROWS, Page, Read, Row, SpoolState, Store
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-SYNC_SECONDS = 5.0
-"""How often at most the disk is made to keep what was stored: each time costs an SD card two flushes."""
 LOCK_SECONDS = 2.0
 """How long to wait for the process before us to let go of the file."""
 ROW_OVERHEAD = 64
@@ -56,7 +52,6 @@ class Spool:
         self._db: sqlite3.Connection | None = None
         self._rows = 0
         self._bytes = 0
-        self._synced_at = 0.0
 
     def open(self) -> SpoolState:
         """Open or create the file; a damaged one is set aside first."""
@@ -81,8 +76,8 @@ class Spool:
             except sqlite3.DatabaseError as error:
                 lost = self._set_aside(error)
                 dropped = self._transact(work)
-            if work.rows:
-                self._sync()
+            if work.sync:
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()  # which flushes the log first
         except (OSError, sqlite3.Error) as error:
             raise self._failure(error) from error
         return SpoolState(self._rows, work.rows[-1].id if work.rows else 0, lost + dropped)
@@ -168,13 +163,6 @@ class Spool:
             rows.close()
         return last
 
-    def _sync(self) -> None:
-        """Make the disk keep what was stored: a checkpoint flushes the log first."""
-        now = time.monotonic()
-        if now - self._synced_at >= SYNC_SECONDS:
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self._synced_at = now
-
     def _set_aside(self, error: sqlite3.DatabaseError) -> int:
         """Begin a new file where ``error`` means that this one is damaged, or raise it; how many rows are lost."""
         if not _is_damage(error):
@@ -185,7 +173,7 @@ class Spool:
         self._path.replace(aside)
         for suffix in ("-wal", "-shm", "-journal"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        logger.error("the spool %s is damaged (%s): moved to %s, begun anew", self._path, error, aside.name)
+        log.error("event=spool_damaged file=%s moved_to=%s error=%s", self._path, aside.name, error)
         self._connect()
         return lost
 

@@ -2,16 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from appliance.errors import ConfigError
 from appliance.frame import is_name
 
 MAX_PREFIX = 128
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*")
-
-State = Literal["init", "ready", "disconnected", "lost"]
-"""Homie's words: starting, working, ended on purpose, gone without a word (the last will)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +31,7 @@ class Topics:
 
     @property
     def status(self) -> str:
-        """Retained: the device's State, which the last will sets to ``lost``."""
+        """Retained: the device's state, which the last will sets to ``lost``."""
         return f"{self.root}/status"
 
     @property

@@ -11,6 +11,7 @@ from appliance.mqtt.outbox import (
     MAX_PENDING_ROWS,
     READ_AGAIN,
     STORE_AFTER,
+    SYNC_AFTER,
     Outbox,
     Page,
     Read,
@@ -407,3 +408,46 @@ def test_a_connection_that_ends_while_its_window_is_being_stored() -> None:
         assert bool(outbox._fresh) is fails
         outbox.connected()
         assert sent_now(outbox, spool) == [1, 2]
+
+
+def test_what_stays_in_the_spool_is_synced_once_in_a_while() -> None:
+    outbox, spool = Outbox(SpoolState(0, 0)), SpoolModel()
+    syncs = []
+    for step in range(200):
+        now = step * STORE_AFTER
+        if step < 100:
+            offered(outbox, 1, now)
+        work = outbox.work(now)
+        if work is not None:
+            assert isinstance(work, Store)
+            outbox.stored(spool.store(work))
+            if work.sync:
+                syncs.append(now)
+    assert len(spool.rows) == 100
+    assert len(syncs) == 2, "the last of them after the last result"
+    assert syncs[0] <= STORE_AFTER + SYNC_AFTER + 0.001
+    assert syncs[-1] >= 100 * STORE_AFTER
+    assert outbox.wake_at() is None
+
+
+def test_a_sync_that_fails_is_tried_again() -> None:
+    outbox, spool = Outbox(SpoolState(0, 0)), SpoolModel()
+    offered(outbox, 1)
+    work = outbox.work(1.0)
+    assert isinstance(work, Store)
+    outbox.stored(spool.store(work))
+    work = outbox.work(1.0 + SYNC_AFTER)
+    assert isinstance(work, Store)
+    assert work.sync
+    outbox.failed()
+    assert outbox.work(1.0 + SYNC_AFTER) == work
+
+
+def test_what_was_sent_need_not_be_synced() -> None:
+    outbox, spool = stored_and_sent(2)
+    outbox.acknowledged(1)
+    outbox.acknowledged(2)
+    work = outbox.work(2.0)
+    assert isinstance(work, Store)
+    outbox.stored(spool.store(work))
+    assert outbox.wake_at() is None

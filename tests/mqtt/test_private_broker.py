@@ -56,7 +56,7 @@ async def test_it_listens_on_loopback_alone_and_bounds_packets(tmp_path: Path) -
             if connection.status == psutil.CONN_LISTEN
         ]
         assert listening == [("127.0.0.1", broker.port)]
-        client = aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5, timeout=2)
+        client = aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5, timeout=0.5)
         with pytest.raises(aiomqtt.MqttError):
             async with client:
                 await client.publish("topic", bytes(MAX_PACKET_BYTES), qos=1)

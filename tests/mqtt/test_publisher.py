@@ -327,9 +327,9 @@ async def test_a_disk_that_fails_is_waited_for(
         assert len(answers.accepted) == MAX_PENDING_ROWS
         assert publishing.stats.refused == {"disk": 5}
     assert [record.message for record in caplog.records if "disk is full" in record.message] == [
-        "the disk is full; results wait in memory"
+        "event=spool_fails error=the disk is full"
     ]
-    assert "the spool works again" in caplog.text
+    assert "event=spool_works" in caplog.text
 
 
 async def test_an_end_with_a_broken_disk_says_so(
@@ -344,7 +344,7 @@ async def test_an_end_with_a_broken_disk_says_so(
         monkeypatch.setattr(publishing._spool, "store", fail)
         publishing.offer(frame(0), answers.of(0))
     assert answers.refused == [0], "never accepted"
-    assert "1 results could not be stored" in caplog.text
+    assert "event=results_not_stored results=1" in caplog.text
 
 
 async def test_a_broker_that_does_not_answer_does_not_hold_up_the_end(

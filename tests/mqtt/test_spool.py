@@ -153,11 +153,22 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
         path.write_bytes(content)
     again = Spool(path, CAP)
     assert again.open().rows == 0
-    assert "is damaged" in caplog.text
+    assert "event=spool_damaged" in caplog.text
     assert path.with_name(path.name + DAMAGED_SUFFIX).exists()
     assert again.store(store(row(1))).rows == 1
     assert read_all(again) == [row(1)]
     again.close()
+
+
+def test_a_sync_moves_the_log_into_the_file(path: Path) -> None:
+    spool = Spool(path, CAP)
+    spool.open()
+    rows = [row(id, os.urandom(3000)) for id in range(1, 50)]
+    spool.store(store(*rows))
+    before = path.stat().st_size
+    spool.store(Store((), 0, 0, sync=True))
+    assert path.stat().st_size > before + 49 * 3000
+    spool.close()
 
 
 def damage_under(spool: Spool, path: Path) -> None:
