@@ -22,12 +22,13 @@ import simplejpeg
 from appliance.backoff import Backoff
 from appliance.camera.camera import Picture
 from appliance.camera.feed import CameraFeed
-from appliance.config import CameraConfig, LogConfig
+from appliance.config import CameraConfig
 from appliance.device.journal import configure_logging
 from appliance.device.memory import proportional_kb
 from appliance.errors import ApplianceError, ConfigError, PeerError, deliberate
 from appliance.frame import MAX_META_TEXT, Frame
 from appliance.ipc.child import die_with_parent
+from appliance.source_settings import SourceSettings
 from appliance.transport.peer import Address, Peer, RejectedError, join
 from appliance.wire import PROTOCOL_VERSION, Hello, Report
 
@@ -47,20 +48,6 @@ DROPPED_OFFLINE = "dropped_offline"
 """No connection to the zipper."""
 DROPPED_CONNECTION = "dropped_connection"
 """Sent, but the connection ended before the zipper was done with it."""
-
-
-class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a source process is told on its standard input."""
-
-    camera: CameraConfig
-    host: str
-    port: int
-    certificate: str
-    credential: str
-    log: LogConfig = LogConfig()
-    first_seq: int = 0
-    parent: int = 0
-    """Process that started this one and with which it ends; 0: none."""
 
 
 class Waiting:

@@ -13,7 +13,7 @@ import msgspec
 
 from appliance.backoff import Backoff
 from appliance.config import CameraConfig, LogConfig
-from appliance.source import SourceSettings
+from appliance.source_settings import SourceSettings
 from appliance.transport.peer import Address
 from appliance.zipper.server import SourceStatus
 

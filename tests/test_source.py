@@ -20,7 +20,7 @@ from appliance.errors import ConfigError
 from appliance.source import Source, Waiting, encode_jpeg
 from appliance.transport.peer import Address
 from appliance.zipper.conversation import SOURCE_CREDITS
-from appliance.zipper.server import SourceStatus
+from appliance.zipper.server import PeerSession, SourceStatus
 
 
 @asynccontextmanager
@@ -59,21 +59,23 @@ async def test_a_finite_camera_is_delivered_whole_and_ends(running: Running) -> 
         assert (report.final, report.counters["captured"], report.counters["sent"]) == (True, 20, 20)
 
 
-async def test_live_pictures_without_credit_are_replaced_by_newer_ones(running: Running) -> None:
-    """A peer that is out of credit: the newest picture is what goes when credit comes."""
-    async with streaming(running, CameraConfig(fps=200)) as source:
-        await until(lambda: source.counters["sent"] > 5)
-        peer = source._peer
-        assert peer is not None
-        held, peer.credits = peer.credits, 0
-        dropped = source.counters["dropped_credit"]
-        await until(lambda: source.counters["dropped_credit"] >= dropped + 10)
-        sent = source.counters["sent"]
-        peer.credits += max(1, held)
-        peer._changed.set()
-        await until(lambda: source.counters["sent"] > sent)
-        counters = source.counters
-        assert counters["captured"] >= counters["sent"] + counters["dropped_credit"]
+async def test_live_pictures_without_credit_are_replaced_by_newer_ones(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A zipper that gives no credit back: the newest picture is what goes when credit comes."""
+    grant = PeerSession._grant
+    monkeypatch.setattr(PeerSession, "_grant", lambda _session: None)
+    async with running.observer(window=8) as sink, streaming(running, CameraConfig(fps=100)) as source:
+        await until(lambda: source.counters["dropped_credit"] >= 10)
+        assert source.counters["sent"] == SOURCE_CREDITS
+        for _ in range(SOURCE_CREDITS):
+            await sink.receive()
+            sink.done()
+        grant(running.door.sessions[True, "camera"])
+        async with asyncio.timeout(20):
+            newest = await sink.receive()
+        assert newest.seq >= SOURCE_CREDITS + 10
+        assert source.counters["captured"] >= source.counters["sent"] + source.counters["dropped_credit"]
 
 
 async def test_a_lossless_source_makes_the_camera_wait(running: Running) -> None:

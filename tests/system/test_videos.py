@@ -29,7 +29,17 @@ def run(
     subscribe = ["mosquitto_sub", "-p", str(broker.port), "-q", "1", "-t", f"appliance/+/result/+/{topic}"]
     listener = subprocess.Popen([*subscribe, "-C", str(frames), "-W", "300"], stdout=subprocess.PIPE, text=True)
     ran = subprocess.run(
-        [*COMMAND, "run", "--camera", str(DATA / "video" / video), "--lossless", "--broker", broker.url, "--json", *arguments],
+        [
+            *COMMAND,
+            "run",
+            "--camera",
+            str(DATA / "video" / video),
+            "--lossless",
+            "--broker",
+            broker.url,
+            "--json",
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         timeout=400,
