@@ -10,6 +10,7 @@ import mmap
 import os
 from bisect import insort
 from types import TracebackType
+from typing import Self
 
 import msgspec
 
@@ -105,7 +106,7 @@ class RingWriter:
         self._map.close()
         os.close(self.fd)
 
-    def __enter__(self) -> "RingWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
