@@ -57,7 +57,7 @@ def _secret(text: str) -> str:
             secret = file.read(MAX_SECRET_BYTES + 1)
         if len(secret) > MAX_SECRET_BYTES:
             raise ConfigError(f"mqtt.password: {path} is over {MAX_SECRET_BYTES} bytes: not a password")
-        return secret.decode("utf-8").strip("\r\n")
+        return secret.decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"mqtt.password: cannot read {path}: {error}") from error
 

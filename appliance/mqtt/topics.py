@@ -51,10 +51,6 @@ class Topics:
         """Retained: the state of a handler."""
         return f"{self.root}/handler/{_name(name)}"
 
-    def model(self, name: str) -> str:
-        """Retained: the state of a model."""
-        return f"{self.root}/model/{_name(name)}"
-
 
 def _name(text: str) -> str:
     if not is_name(text):

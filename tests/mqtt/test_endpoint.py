@@ -52,7 +52,7 @@ def test_a_password_from_a_file(tmp_path: Path) -> None:
     config = MqttConfig(url="mqtt://broker", username="u", password=f"file:{file}")
     file.write_text("pass word \r\n")
     endpoint = endpoint_of(config)
-    assert endpoint.password == "pass word "
+    assert endpoint.password == "pass word"
     assert "pass word" not in repr(endpoint)
     assert str(endpoint) == "broker:1883"
     file.write_bytes(b"\xff\xfe")

@@ -12,7 +12,6 @@ def test_topics_of_a_device() -> None:
     assert TOPICS.result("camera", "parts") == "factory/line-1/box-7/result/camera/parts"
     assert TOPICS.camera("camera") == "factory/line-1/box-7/camera/camera"
     assert TOPICS.handler("parts") == "factory/line-1/box-7/handler/parts"
-    assert TOPICS.model("parts") == "factory/line-1/box-7/model/parts"
 
 
 @pytest.mark.parametrize("prefix", ["", "/", "a/", "/a", "a//b", "a/+", "#", "$SYS", "a b", "a\0", "é", "a" * 129])
@@ -29,6 +28,6 @@ def test_a_device_that_is_no_name_is_refused(device: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b", "+", "#", "A", "a" * 65])
 def test_a_name_that_would_change_the_topic_is_refused(name: str) -> None:
-    for topic in (TOPICS.camera, TOPICS.handler, TOPICS.model, lambda name: TOPICS.result("camera", name)):
+    for topic in (TOPICS.camera, TOPICS.handler, lambda name: TOPICS.result("camera", name)):
         with pytest.raises(ValueError, match="is not a lower-case name"):
             topic(name)
