@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,14 @@ def test_every_unit_has_one_layer() -> None:
     units = {unit_of(module) for module in MODULES} - {"appliance"}
     listed = [unit for layer in LAYERS for unit in layer]
     assert sorted(units) == sorted(listed)
+
+
+def test_the_page_shows_the_same_layers() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text("utf-8")
+    table = page.partition("## Layers")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (?!layer)\w+ \| (.*?) \|$", table, re.MULTILINE)
+    shown = [set(re.findall(r"`(\w+)/?`", part)) for row in rows for part in row.partition(":")[0].split(", then ")]
+    assert shown == list(LAYERS)
 
 
 def rank(unit: str) -> int:
