@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterable
 from typing import Any, Literal, NoReturn
 
 import cbor2
@@ -110,18 +109,18 @@ def _check(value: object) -> None:
     """What both encodings can carry: text keys, integers of 64 bits, not too deep."""
     level = [value]
     for depth in range(MAX_DEPTH + 1):
-        below: list[object] = []
+        below: list[Any] = []
         for item in level:
-            if isinstance(item, dict | list):
-                if depth == MAX_DEPTH:
-                    raise ValueError(f"nested deeper than {MAX_DEPTH}")
-                below.extend(item if isinstance(item, list) else _items(item))
-            elif isinstance(item, int) and item not in _INTEGERS:
+            if type(item) is dict:
+                if set(map(type, item)) - {str}:
+                    raise ValueError("a map has a key that is not text")
+                below.extend(item.values())
+            elif type(item) is list:
+                below.extend(item)
+            elif type(item) is int and item not in _INTEGERS:
                 raise ValueError("an integer is over 64 bits")
+            else:
+                continue
+            if depth == MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH}")
         level = below
-
-
-def _items(item: dict[Any, object]) -> Iterable[object]:
-    if set(map(type, item)) - {str}:
-        raise ValueError("a map has a key that is not text")
-    return item.values()

@@ -28,7 +28,7 @@ from appliance.publisher import Publisher
 RATE = 200
 SECONDS = 10.0
 COUNT = int(RATE * SECONDS)
-ROUNDS = 2
+ROUNDS = 3
 VALUE = {"objects": [{"label": f"object {n}", "score": 0.5, "box": [n, n, n + 10, n + 10]} for n in range(11)]}
 
 
