@@ -116,17 +116,28 @@ class Broker:
         result = self._memo.get(question)
         shared = result is not None or question in self._underway
         if result is None:
-            task = self._underway.get(question)
-            if task is None:
-                task = self._spawn(self._outcome(self._run(model, Infer(UNSENT, frame, view))))
-                self._underway[question] = task
-                task.add_done_callback(lambda done: self._remember(question, done))
+            task = self._underway.get(question) or self._start(question, model, frame, view)
             result = await asyncio.shield(task)
         if isinstance(result, ApplianceError):
             raise type(result)(str(result))
         if shared:
             result = replace(result, decode_us=0, invoke_us=0)
         return self._timed(result, asked)
+
+    def begin(self, model: ModelSpec, frame: FrameRef, view: View) -> None:
+        """Run the model before it is asked to: the question joins in. Nothing where it does not run, or has been asked."""
+        question = (identity(model), frame.key, view)
+        known = self._hosts.get(question[0])
+        if known is not None and question not in self._underway and question not in self._memo:
+            self._start(question, model, frame, view)
+
+    def _start(
+        self, question: Question, model: ModelSpec, frame: FrameRef, view: View
+    ) -> asyncio.Task[Inference | ApplianceError]:
+        task = self._spawn(self._outcome(self._run(model, Infer(UNSENT, frame, view))))
+        self._underway[question] = task
+        task.add_done_callback(lambda done: self._remember(question, done))
+        return task
 
     async def infer_tensors(self, model: ModelSpec, inputs: list[bytes]) -> Inference:
         """Run the model on raw bytes for each of its inputs; ModelError also where their sizes are not its own."""

@@ -54,7 +54,7 @@ class LocalHandler:
             raise AssertionError("an observer in memory got a frame that is not")
         if frame.format in PICTURE_FORMATS:
             for model, view in self._ahead:  # decoding begins now, the guest asks later
-                self._broker.prepare(model, ref, view)
+                self._broker.begin(model, ref, view)
         self._in_hand[ref.key] = _InHand(ticket, time.time_ns())
         self._host.submit(Job(ref, frame.tag, frame.source, frame.seq, frame.captured_ns))
 
