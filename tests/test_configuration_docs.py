@@ -13,8 +13,13 @@ from msgspec import inspect
 from appliance.config import MAX_CONFIG_BYTES, Config, check_config, load_config
 from appliance.frame import MAX_TAG
 
-PAGE = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text("utf-8")
-EXAMPLES = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+EXAMPLES = [
+    example
+    for page in ("docs/configuration.md", "docs/wire.md", "README.md")
+    for example in re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+]
 
 
 def inner(kind: Any) -> Any:
