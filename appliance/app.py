@@ -266,7 +266,7 @@ class Appliance:
             dropped[f"slot_{name}"] += observer.counters.dropped
         dropped["memory"] += self.zipper.totals.dropped_memory
         for handler in self.handlers:
-            dropped[f"failed_{handler.spec.name}"] += sum(handler.status.faults.values())
+            dropped[f"failed_{handler.spec.name}"] += handler.failed.total()
         return +dropped
 
     @property

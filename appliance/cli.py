@@ -12,7 +12,7 @@ import click
 import msgspec
 
 import appliance
-from appliance.config import CameraConfig, Config, HandlerConfig, check_config, load_config
+from appliance.config import CameraConfig, Config, HandlerConfig, LogConfig, check_config, load_config
 from appliance.errors import ApplianceError, ConfigError, deliberate
 
 HANDLERS = Path(appliance.__file__).parent.parent / "handlers"
@@ -34,13 +34,13 @@ _log = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(appliance.__version__)
 def cli() -> None:
-    r"""Edge vision appliance: camera frames over QUIC to sandboxed WebAssembly handlers, results to MQTT.
+    """Edge vision appliance: camera frames over QUIC to sandboxed WebAssembly handlers, results to MQTT.
 
     \b
     Try it:           appliance run --frames 300
     Your own video:   appliance run --camera video.mp4 --handler handlers/motion
     What is missing:  appliance doctor
-    """
+    """  # noqa: D301 - click wants the character \b
 
 
 @cli.command()
@@ -83,18 +83,18 @@ def run(
     fps: float | None,
     as_json: bool,
 ) -> None:
-    r"""Run everything on this machine: cameras, zipper, handlers, inference, publishing.
+    """Run everything on this machine: cameras, zipper, handlers, inference, publishing.
 
     Ends when every camera has ended (a video file, --frames) or at Ctrl-C, and tells how it went.
 
     \b
     appliance run                                the synthetic conveyor and the parts handler
-    appliance run --camera food.mp4 --lossless --handler handlers/classify \
+    appliance run --camera food.mp4 --lossless --handler handlers/classify \\
         --set classify.model=mobilenet.tflite --set classify.labels=labels.txt
     appliance run --config appliance.toml --broker mqtt://homeassistant.local
-    """
+    """  # noqa: D301 - click wants the character \b
     with _clear_errors():
-        config = _effective(config_path, log or "warning")
+        config = _effective(config_path, log, quiet="warning")
         config = _with_cameras(config, cameras, frames=frames, lossless=lossless, fps=fps)
         config = _with_handlers(config, handlers, settings)
         if broker:
@@ -164,11 +164,11 @@ def show_config(config_path: Path | None) -> None:
 # --- the configuration, and what the command line changes of it ----------------------------------------------
 
 
-def _effective(path: Path | None, log: str | None) -> Config:
+def _effective(path: Path | None, log: str | None, quiet: str | None = None) -> Config:
+    """The file's configuration; ``log`` is the user's word, ``quiet`` a level for where nobody has said any."""
     config = load_config(path)
-    if log and (path is None or config.log == type(config.log)()):
-        config = _replace(config, log=_replace(config.log, level=log))
-    return config
+    level = log or (quiet if config.log == LogConfig() else None)
+    return _replace(config, log=_replace(config.log, level=level)) if level else config
 
 
 def _with_cameras(

@@ -159,7 +159,10 @@ def load_config(path: Path | None) -> Config:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}; docs/configuration.md describes every key") from error
-    return _beside(config, path.absolute().parent)
+    try:
+        return _beside(config, path.absolute().parent)
+    except RuntimeError as error:  # pathlib's, for "~somebody" who does not exist
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def check_config(config: Config) -> None:

@@ -118,7 +118,7 @@ class Reject(Message, frozen=True, tag="reject"):
     """The connection is refused, or ended because of what the peer did."""
 
     code: Text
-    """``version``, ``role``, ``credential``, ``tags``, ``busy``, ``protocol``, ``size`` or ``credit``."""
+    """``version``, ``role``, ``credential``, ``tags``, ``protocol`` or ``credit``."""
     message: Text
 
 

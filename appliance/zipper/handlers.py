@@ -1,6 +1,7 @@
 """A local handler as an observer: frames become jobs for its worker, what it emits becomes frames again."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -30,6 +31,8 @@ class LocalHandler:
         self._zipper = zipper
         self._broker = broker
         self._host = HandlerHost(spec, zygote, broker, self._finished)
+        self.failed: Counter[str] = Counter()
+        """Frames that came to no good, by outcome."""
         self._in_hand: dict[int, _InHand] = {}
         self._ahead = [(model.model, View(fit=model.fit)) for model in spec.models if model.ahead]
 
@@ -60,6 +63,8 @@ class LocalHandler:
 
     def _finished(self, finished: Finished) -> None:
         in_hand = self._in_hand.pop(finished.job.frame.key)
+        if finished.outcome != "ok":
+            self.failed[finished.outcome] += 1
         if finished.emits:
             producer = Producer(self.spec.name, self.spec.version, finished.models)
             origin = timed(in_hand.ticket.frame, finished, in_hand.delivered_ns, time.time_ns())

@@ -86,7 +86,7 @@ class PeerSession:
         if isinstance(message, Hello) and reply is not None:
             self._welcome(message)
             self._send(reply)
-            if message.window:
+            if message.window and message.role != SOURCE:
                 self._observe(message)
         elif isinstance(message, Credit):
             for _ in range(message.frames):
