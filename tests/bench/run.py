@@ -113,7 +113,17 @@ class Bench:
             process.wait(30)
 
     def _until_ready(self, handlers: int) -> None:
-        waiting = ["mosquitto_sub", "-p", str(self.broker.port), "-t", "appliance/+/status", "-W", "60"]
+        waiting = [
+            "mosquitto_sub",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.broker.port),
+            "-t",
+            "appliance/+/status",
+            "-W",
+            "60",
+        ]
         with subprocess.Popen(waiting, stdout=subprocess.PIPE) as listener:
             assert listener.stdout is not None
             for line in listener.stdout:

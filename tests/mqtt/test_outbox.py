@@ -216,7 +216,7 @@ class OutboxMachine(RuleBasedStateMachine):
             self.send()
             while self.window:
                 self.acknowledge_oldest()
-            self.now += STORE_AFTER
+            self.now += max(STORE_AFTER, SYNC_AFTER)  # a store that failed may leave a sync due, which is harmless
             if self.work is None:
                 self.begin_work()
             if self.work is not None:

@@ -41,7 +41,21 @@ def test_the_main_job(tmp_path: Path) -> None:
 
 def test_lossless_delivers_every_frame_in_order(tmp_path: Path, broker: Mosquitto) -> None:
     listener = subprocess.Popen(
-        ["mosquitto_sub", "-p", str(broker.port), "-t", "+/+/result/#", "-q", "1", "-C", "120", "-W", "60"],
+        [
+            "mosquitto_sub",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(broker.port),
+            "-t",
+            "+/+/result/#",
+            "-q",
+            "1",
+            "-C",
+            "120",
+            "-W",
+            "60",
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -98,6 +112,8 @@ def test_the_source_may_start_before_the_zipper(tmp_path: Path, broker: Mosquitt
     listener = subprocess.Popen(
         [
             "mosquitto_sub",
+            "-h",
+            "127.0.0.1",
             "-p",
             str(broker.port),
             "-t",

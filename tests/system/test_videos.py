@@ -26,7 +26,17 @@ def run(
     tmp_path: Path, broker: Mosquitto, video: str, frames: int, *arguments: str, topic: str = "+"
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Every frame of a video, lossless: (summary, results in the order they came)."""
-    subscribe = ["mosquitto_sub", "-p", str(broker.port), "-q", "1", "-t", f"appliance/+/result/+/{topic}"]
+    subscribe = [
+        "mosquitto_sub",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(broker.port),
+        "-q",
+        "1",
+        "-t",
+        f"appliance/+/result/+/{topic}",
+    ]
     listener = subprocess.Popen([*subscribe, "-C", str(frames), "-W", "300"], stdout=subprocess.PIPE, text=True)
     ran = subprocess.run(
         [
