@@ -39,6 +39,11 @@ class Mosquitto:
     def url(self) -> str:
         return f"mqtt://127.0.0.1:{self.port}"
 
+    @property
+    def subscribe(self) -> list[str]:
+        """The command that subscribes, without its topics."""
+        return ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(self.port), "-q", "1"]
+
     def start(self) -> Self:
         assert BINARY is not None
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -110,21 +110,7 @@ def test_the_source_may_start_before_the_zipper(tmp_path: Path, broker: Mosquitt
     environment = {**os.environ, "APPLIANCE_STATE": str(tmp_path / "state")}
     arguments = ["--config", str(config)]
     listener = subprocess.Popen(
-        [
-            "mosquitto_sub",
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(broker.port),
-            "-t",
-            "appliance/box/result/belt/parts",
-            "-q",
-            "1",
-            "-C",
-            "60",
-            "-W",
-            "60",
-        ],
+        [*broker.subscribe, "-t", "appliance/box/result/belt/parts", "-C", "60", "-W", "60"],
         stdout=subprocess.PIPE,
         text=True,
     )
