@@ -228,3 +228,47 @@ async def test_a_goaway_before_the_hello_is_orderly(running: Running, monkeypatc
         async with running.source():
             pass
     assert not running.door.sessions
+
+
+@pytest.mark.parametrize(
+    ("stream", "data", "message"),
+    [
+        (2, b"\x00garbage", "expected an array of two"),
+        (2, b"\x82\x5a\x7f\xff\xff\xff", "over the limit"),
+        (2, b"\x82\x43\xa1\x01\x02\x40", "malformed frame header"),
+        (0, b"\x5a\x7f\xff\xff\xff", "over the limit"),
+        (0, b"\x41\xff", "malformed control message"),
+    ],
+)
+async def test_malformed_bytes_cost_one_connection_a_clear_reject(
+    running: Running, stream: int, data: bytes, message: str
+) -> None:
+    async with running.observer() as sink, running.source("good") as good, running.source() as bad:
+        link = bad._link
+        assert link is not None
+        link._quic.send_stream_data(stream, data, end_stream=False)
+        link.transmit()
+        assert message in str(await within(bad.gone()))
+        await within(good.send(picture(3, source="good")))
+        assert (await within(sink.receive())).seq == 3
+    assert running.zipper.totals.received == 1
+
+
+async def test_frames_before_the_hello_are_refused(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "appliance.transport.peer.Peer.opened", lambda _self, link: link.send_frame(picture(0, size=400))
+    )
+    with pytest.raises(PeerError, match="header is out of place"):
+        async with running.source():
+            pass
+
+
+async def test_a_frame_that_was_reset_is_forgotten(running: Running) -> None:
+    async with running.observer() as sink, running.source() as source:
+        link = source._link
+        assert link is not None
+        stream = link._quic.get_next_available_stream_id(is_unidirectional=True)
+        link._quic.send_stream_data(stream, b"\x82", end_stream=False)
+        link._quic.reset_stream(stream, 0)
+        await within(source.send(picture(1)))
+        assert (await within(sink.receive())).seq == 1
