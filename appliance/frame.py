@@ -74,7 +74,8 @@ class Frame:
     meta: Mapping[str, MetaValue] = field(default_factory=dict)
     """What the camera knows of the picture, e.g. ``truth`` of a synthetic one; handlers do not see it."""
     spent: Mapping[str, int] = field(default_factory=dict)
-    """Microseconds spent in each stage so far, in order; their sum is the frame's age since capture."""
+    """Microseconds spent in each stage so far, in order. Their sum is the frame's age since capture, or more where
+    stages overlapped."""
     producer: Producer | None = None
 
     def after(self, stage: str, now_ns: int) -> "Frame":

@@ -174,13 +174,14 @@ class Publisher:
         if self._stopping:
             self._refuse("stopping", frame, "the publisher is stopping", accepted)
             return
+        now_ns = self._wall_ns()
         try:
-            payload = encode_result(frame, self.topics.device, self._config.format)
+            payload = encode_result(frame, self.topics.device, now_ns, self._config.format)
             topic = self.topics.result(frame.source, frame.producer.handler if frame.producer else "")
         except (HandlerError, ValueError) as error:
             self._refuse("malformed", frame, str(error), accepted)
             return
-        row = self._outbox.offer(topic, payload, frame.captured_ns, self._wall_ns(), self._clock())
+        row = self._outbox.offer(topic, payload, frame.captured_ns, now_ns, self._clock())
         if row is None:
             self._refuse("disk", frame, "the broker is away and the disk does not keep up", accepted)
             return

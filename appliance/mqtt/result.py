@@ -21,8 +21,10 @@ _INTEGERS = range(-(1 << 64), 1 << 64)
 """What CBOR has without tags; JSON of larger numbers would only be read differently everywhere."""
 
 
-def encode_result(frame: Frame, device: str, format: Literal["json", "cbor"] = "json") -> bytes:
+def encode_result(frame: Frame, device: str, now_ns: int, format: Literal["json", "cbor"] = "json") -> bytes:
     """Payload version 1 of a derived frame; HandlerError says what is wrong with what was emitted.
+
+    ``now_ns`` is the wall clock, nanoseconds since 1970: the end of the ``total`` in ``timing_us``.
 
     In JSON, byte strings become base64 text, and NaN and infinities null; in CBOR all stay what they are.
     """
@@ -30,7 +32,7 @@ def encode_result(frame: Frame, device: str, format: Literal["json", "cbor"] = "
         raise HandlerError("the frame has no producer: only what a handler emitted is a result")
     if len(frame.payload) > MAX_VALUE_BYTES:
         raise HandlerError(f"a value of {len(frame.payload)} bytes is over the limit of {MAX_VALUE_BYTES}")
-    document = _document(frame, frame.producer, device)
+    document = _document(frame, frame.producer, device, now_ns)
     try:
         payload = msgspec.json.encode(document) if format == "json" else cbor2.dumps(document)
     except UnicodeEncodeError as error:
@@ -40,7 +42,7 @@ def encode_result(frame: Frame, device: str, format: Literal["json", "cbor"] = "
     return payload
 
 
-def _document(frame: Frame, producer: Producer, device: str) -> dict[str, Any]:
+def _document(frame: Frame, producer: Producer, device: str, now_ns: int) -> dict[str, Any]:
     document: dict[str, Any] = {
         "v": PAYLOAD_VERSION,
         "device": device,
@@ -64,7 +66,7 @@ def _document(frame: Frame, producer: Producer, device: str) -> dict[str, Any]:
         document["truth"] = meta.pop("truth")
     if meta:
         document["meta"] = meta
-    document["timing_us"] = {**frame.spent, "total": sum(frame.spent.values())}
+    document["timing_us"] = {**frame.spent, "total": max(0, now_ns - frame.captured_ns) // 1000}
     return document
 
 

@@ -19,6 +19,7 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 RUN = ModelRun("parts", "ab" * 32, "litert 2.3.0", "cpu")
 CAPTURED_NS = 1_772_366_400_000_000_001
+NOW_NS = CAPTURED_NS + 3_200_999
 
 scalars = (
     st.none()
@@ -70,7 +71,7 @@ def decoded(payload: bytes) -> Any:
 
 def test_the_whole_payload() -> None:
     emitted = frame(cbor2.dumps({"label": "ok", "score": 0.5}), meta={"truth": "ok", "line": 4})
-    assert decoded(encode_result(emitted, "box")) == {
+    assert decoded(encode_result(emitted, "box", NOW_NS)) == {
         "v": 1,
         "device": "box",
         "source": "camera",
@@ -84,23 +85,23 @@ def test_the_whole_payload() -> None:
         "value": {"label": "ok", "score": 0.5},
         "truth": "ok",
         "meta": {"line": 4},
-        "timing_us": {"capture": 100, "wire": 200, "handle": 3000, "total": 3300},
+        "timing_us": {"capture": 100, "wire": 200, "handle": 3000, "total": 3200},
     }
 
 
 def test_what_is_not_there_is_left_out() -> None:
-    document = decoded(encode_result(frame(b"\xf6", spent={}), "box"))
+    document = decoded(encode_result(frame(b"\xf6", spent={}), "box", NOW_NS))
     assert document["value"] is None
-    assert document["timing_us"] == {"total": 0}
+    assert document["timing_us"] == {"total": 3200}
     assert not {"truth", "meta", "format"} & set(document)
 
 
 @given(values)
 def test_any_cbor_value_in_either_encoding(value: Any) -> None:
     emitted = frame(cbor2.dumps(value))
-    in_json = decoded(encode_result(emitted, "box"))
+    in_json = decoded(encode_result(emitted, "box", NOW_NS))
     assert in_json["value"] == as_json(value)
-    in_cbor = decode_strict(encode_result(emitted, "box", "cbor"))
+    in_cbor = decode_strict(encode_result(emitted, "box", NOW_NS, "cbor"))
     assert repr(in_cbor["value"]) == repr(value)  # as text: NaN is not equal to itself
     VALIDATOR.validate({**in_cbor, "value": None})
 
@@ -109,14 +110,14 @@ def test_any_cbor_value_in_either_encoding(value: Any) -> None:
 def test_any_json_value_in_either_encoding(value: Any) -> None:
     value = as_json(value)
     emitted = frame(json.dumps(value).encode(), "json")
-    assert decoded(encode_result(emitted, "box"))["value"] == value
-    assert decode_strict(encode_result(emitted, "box", "cbor"))["value"] == value
+    assert decoded(encode_result(emitted, "box", NOW_NS))["value"] == value
+    assert decode_strict(encode_result(emitted, "box", NOW_NS, "cbor"))["value"] == value
 
 
 @given(st.binary(max_size=200), st.sampled_from(["cbor", "json"]), st.sampled_from(["json", "cbor"]))
 def test_any_bytes_are_a_payload_or_the_handlers_fault(payload: bytes, emitted: str, format: Any) -> None:
     try:
-        encoded = encode_result(frame(payload, emitted), "box", format)
+        encoded = encode_result(frame(payload, emitted), "box", NOW_NS, format)
     except HandlerError:
         return
     if format == "json":
@@ -128,9 +129,9 @@ def test_any_bytes_are_a_payload_or_the_handlers_fault(payload: bytes, emitted: 
 @pytest.mark.parametrize("format", ["bytes", "jpeg", "rgb", "gray"])
 def test_bytes_are_base64_and_say_what_they_are(format: str) -> None:
     emitted = frame(memoryview(b"\x00\xff\x10"), format)  # type: ignore[arg-type]
-    document = decoded(encode_result(emitted, "box"))
+    document = decoded(encode_result(emitted, "box", NOW_NS))
     assert (document["format"], base64.b64decode(document["value"])) == (format, b"\x00\xff\x10")
-    assert decode_strict(encode_result(emitted, "box", "cbor"))["value"] == b"\x00\xff\x10"
+    assert decode_strict(encode_result(emitted, "box", NOW_NS, "cbor"))["value"] == b"\x00\xff\x10"
 
 
 def nested(depth: int) -> Any:
@@ -172,28 +173,28 @@ def nested(depth: int) -> Any:
 def test_what_is_refused_and_why(format: str, payload: bytes, words: str) -> None:
     for encoding in ("json", "cbor"):
         with pytest.raises(HandlerError, match=words):
-            encode_result(frame(payload, format), "box", encoding)  # type: ignore[arg-type]
+            encode_result(frame(payload, format), "box", NOW_NS, encoding)  # type: ignore[arg-type]
 
 
 def test_sizes_are_bounded_before_anything_is_decoded() -> None:
     with pytest.raises(HandlerError, match="over the limit"):
-        encode_result(frame(b"[" * (MAX_VALUE_BYTES + 1), "json"), "box")
-    assert len(encode_result(frame(bytes(MAX_VALUE_BYTES), "bytes"), "box")) > MAX_VALUE_BYTES
+        encode_result(frame(b"[" * (MAX_VALUE_BYTES + 1), "json"), "box", NOW_NS)
+    assert len(encode_result(frame(bytes(MAX_VALUE_BYTES), "bytes"), "box", NOW_NS)) > MAX_VALUE_BYTES
     control_characters = json.dumps("\x00" * (MAX_VALUE_BYTES // 6 - 2)).encode()
-    assert len(encode_result(frame(control_characters, "json"), "box")) < 2 * MAX_VALUE_BYTES
+    assert len(encode_result(frame(control_characters, "json"), "box", NOW_NS)) < 2 * MAX_VALUE_BYTES
     many = cbor2.dumps("\x00" * (MAX_VALUE_BYTES - 10))
     with pytest.raises(HandlerError, match="a result of"):
-        encode_result(frame(many), "box")
+        encode_result(frame(many), "box", NOW_NS)
 
 
 def test_only_what_a_handler_emitted_is_a_result() -> None:
     with pytest.raises(HandlerError, match="producer"):
-        encode_result(frame(b"\xf6", producer=None), "box")
+        encode_result(frame(b"\xf6", producer=None), "box", NOW_NS)
 
 
 def test_a_depth_of_sixteen_is_carried() -> None:
     for format, payload in (("cbor", cbor2.dumps(nested(16))), ("json", json.dumps(nested(16)).encode())):
-        assert decoded(encode_result(frame(payload, format), "box"))["value"] == nested(16)
+        assert decoded(encode_result(frame(payload, format), "box", NOW_NS))["value"] == nested(16)
 
 
 @pytest.mark.parametrize("ns", [0, 999_999_999, (1 << 63) - 1])
