@@ -1,6 +1,7 @@
 """The zipper's way to inference: one process per model, one inference per question, however many ask it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -8,18 +9,18 @@ from typing import Any, Self, TypeVar
 
 from appliance.errors import ApplianceError, ModelError
 from appliance.frame import ModelRun
-from appliance.inference.ahead import Request
-from appliance.inference.host import ModelHost, ModelStatus
+from appliance.inference.host import BusyError, ModelHost, ModelStatus
 from appliance.inference.memo import MEMO_BYTES, Identity, Memo, Question
 from appliance.inference.messages import (
+    MAX_BEGUN,
     Crop,
     GetPixels,
     Infer,
     InferTensors,
     Outputs,
     Pixels,
-    Prepare,
     Ready,
+    ToModel,
     View,
 )
 from appliance.inference.model import ModelSpec
@@ -37,15 +38,27 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """What a model said. Times in microseconds; their sum is the time between question and answer."""
+    """What a model said. Times in microseconds.
+
+    The first who asks is told what decoding and the model took, even where they began before the question;
+    to whoever shares the answer both are 0. ``wait_us`` is what else passed between question and answer.
+    """
 
     tensors: list[bytes]
     """Raw bytes of each output, in the order of Ready.outputs."""
     run: ModelRun
     decode_us: int
-    """0 where the picture had been prepared, or another's answer to the same question is shared."""
     invoke_us: int
     wait_us: int
+
+
+@dataclass(eq=False, slots=True)
+class _Shared:
+    """One run of a model, for all who ask the same."""
+
+    task: asyncio.Task[Inference | ApplianceError]
+    asked: bool = False
+    """False while it was only begun."""
 
 
 class Broker:
@@ -72,8 +85,9 @@ class Broker:
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._hosts: dict[Identity | None, tuple[ModelHost, asyncio.Task[None]]] = {}
-        self._memo: Memo[Inference | ApplianceError] = Memo(memo)
-        self._underway: dict[Question, asyncio.Task[Inference | ApplianceError]] = {}
+        self._memo: Memo[_Shared] = Memo(memo)
+        self._underway: dict[Question, _Shared] = {}
+        self._begun: Counter[Identity] = Counter()
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
@@ -98,12 +112,19 @@ class Broker:
         """Start or join the model's process and wait until it is ready; ModelError where that fails."""
         return await self._host(model).ready()
 
-    def prepare(self, model: ModelSpec, frame: FrameRef, view: View) -> None:
-        """Have a picture decoded before it is asked for; nothing where the model does not run or was asked."""
+    def begin(self, model: ModelSpec, frame: FrameRef, view: View) -> None:
+        """Run the model before anybody asks; who does, shares the run and what comes of it.
+
+        Nothing where the model does not run, was asked already, or MAX_BEGUN others that were begun are under way.
+        """
         question = (identity(model), frame.key, view)
         known = self._hosts.get(question[0])
-        if known is not None and question not in self._underway and question not in self._memo:
-            known[0].prepare(Prepare(frame, view))
+        if known is None or not known[0].running or self._begun[question[0]] >= MAX_BEGUN:
+            return
+        if question not in self._underway and question not in self._memo:
+            self._begun[question[0]] += 1
+            task = self._start(question, model, frame).task
+            task.add_done_callback(lambda _: self._begun.subtract([question[0]]))
 
     async def infer(self, model: ModelSpec, frame: FrameRef, view: View) -> Inference:
         """Run the model on (a view of) a picture, or share what it said about it already.
@@ -113,31 +134,12 @@ class Broker:
         """
         asked = self._loop.time()
         question = (identity(model), frame.key, view)
-        result = self._memo.get(question)
-        shared = result is not None or question in self._underway
-        if result is None:
-            task = self._underway.get(question) or self._start(question, model, frame, view)
-            result = await asyncio.shield(task)
+        shared = self._memo.get(question) or self._underway.get(question) or self._start(question, model, frame)
+        first, shared.asked = not shared.asked, True
+        result = await asyncio.shield(shared.task)
         if isinstance(result, ApplianceError):
             raise type(result)(str(result))
-        if shared:
-            result = replace(result, decode_us=0, invoke_us=0)
-        return self._timed(result, asked)
-
-    def begin(self, model: ModelSpec, frame: FrameRef, view: View) -> None:
-        """Run the model before it is asked to: the question joins in. Nothing where it does not run, or has been asked."""
-        question = (identity(model), frame.key, view)
-        known = self._hosts.get(question[0])
-        if known is not None and question not in self._underway and question not in self._memo:
-            self._start(question, model, frame, view)
-
-    def _start(
-        self, question: Question, model: ModelSpec, frame: FrameRef, view: View
-    ) -> asyncio.Task[Inference | ApplianceError]:
-        task = self._spawn(self._outcome(self._run(model, Infer(UNSENT, frame, view))))
-        self._underway[question] = task
-        task.add_done_callback(lambda done: self._remember(question, done))
-        return task
+        return self._timed(result if first else replace(result, decode_us=0, invoke_us=0), asked)
 
     async def infer_tensors(self, model: ModelSpec, inputs: list[bytes]) -> Inference:
         """Run the model on raw bytes for each of its inputs; ModelError also where their sizes are not its own."""
@@ -191,7 +193,13 @@ class Broker:
             command=self._command,
         )
 
-    async def _run(self, model: ModelSpec, request: Request) -> Inference:
+    def _start(self, question: Question, model: ModelSpec, frame: FrameRef) -> _Shared:
+        task = self._spawn(self._outcome(self._run(model, Infer(UNSENT, frame, question[2]))))
+        shared = self._underway[question] = _Shared(task)
+        task.add_done_callback(lambda _: self._remember(question, shared))
+        return shared
+
+    async def _run(self, model: ModelSpec, request: ToModel) -> Inference:
         answer, ready = await self._host(model).ask(request)
         if not isinstance(answer, Outputs) or ready.run is None:
             raise ModelError(f"{model.path.name}: its process gave another answer than outputs")
@@ -217,15 +225,16 @@ class Broker:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _remember(self, question: Question, task: asyncio.Task[Inference | ApplianceError]) -> None:
-        if self._underway.get(question) is not task:  # the frame is gone
+    def _remember(self, question: Question, shared: _Shared) -> None:
+        if self._underway.get(question) is not shared:  # the frame is gone
             return
         del self._underway[question]
-        if task.cancelled() or task.exception() is not None:
+        if shared.task.cancelled() or shared.task.exception() is not None:
             return
-        result = task.result()
-        size = 0 if isinstance(result, ApplianceError) else sum(map(len, result.tensors))
-        self._memo.put(question, result, size)
+        result = shared.task.result()
+        if not isinstance(result, BusyError):  # who asks next may find room
+            size = 0 if isinstance(result, ApplianceError) else sum(map(len, result.tensors))
+            self._memo.put(question, shared, size)
 
     def _timed(self, result: Inference, asked: float) -> Inference:
         elapsed = round((self._loop.time() - asked) * 1e6)

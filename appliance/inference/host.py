@@ -11,8 +11,7 @@ import msgspec
 from appliance.backoff import Backoff
 from appliance.errors import ModelError
 from appliance.frame import ModelRun
-from appliance.inference.ahead import MAX_REQUESTS, Request
-from appliance.inference.messages import Prepare, Ready
+from appliance.inference.messages import MAX_REQUESTS, Ready, ToModel
 from appliance.inference.model import ModelSpec
 from appliance.inference.process import Answer, Died, ModelProcess
 
@@ -25,6 +24,10 @@ RELOAD_SECONDS = 5.0
 """A model that cannot be loaded is tried again no sooner: files and devices do not heal in milliseconds."""
 
 logger = logging.getLogger("inference")
+
+
+class BusyError(ModelError):
+    """The process has all the requests it may hold: the same one, later, may go well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,8 @@ class ModelHost:
                 error = await self._live(backoff)
                 delay = max(backoff.failed(loop.time()), RELOAD_SECONDS if self._state == "failed" else 0)
                 self._last_error = str(error)
-                logger.error("%s; it is started again in %.2g s", error, delay)
+                event = "model_failed" if self._state == "failed" else "model_died"
+                logger.error("event=%s model=%s retry_s=%.2g error=%s", event, self._name, delay, error)
                 if delay > PATIENCE_SECONDS:
                     self._refuse(error)
                 await asyncio.sleep(delay)
@@ -87,14 +91,18 @@ class ModelHost:
         """What the running process said; waits for it to start. ModelError where it does not."""
         return self._described((await self._running()).ready)
 
-    def prepare(self, message: Prepare) -> None:
-        if self._process is not None:
-            self._process.prepare(message)
+    @property
+    def running(self) -> bool:
+        """Whether a request would be sent at once."""
+        return self._process is not None
 
-    async def ask(self, request: Request) -> tuple[Answer, Ready]:
-        """The answer to a request, and the Ready of the process that gave it. A process that dies is replaced."""
+    async def ask(self, request: ToModel) -> tuple[Answer, Ready]:
+        """The answer to a request, and the Ready of the process that gave it. A process that dies is replaced.
+
+        BusyError where MAX_REQUESTS are under way; PeerError and ModelError as the process says.
+        """
         if self._asking >= MAX_REQUESTS:
-            raise ModelError(f"{self._name}: {MAX_REQUESTS} requests are waiting for it already")
+            raise BusyError(f"{self._name}: {MAX_REQUESTS} requests are waiting for it already")
         self._asking += 1
         try:
             return await self._ask(request)
@@ -114,7 +122,7 @@ class ModelHost:
             last_error=self._last_error,
         )
 
-    async def _ask(self, request: Request) -> tuple[Answer, Ready]:
+    async def _ask(self, request: ToModel) -> tuple[Answer, Ready]:
         reasons = []
         for _ in range(ATTEMPTS):
             process = await self._running()
@@ -167,10 +175,11 @@ class ModelHost:
         self._run = ready.run
         note = ready.note or self._left_out
         if note and note != self._note:
-            logger.warning("%s", note)
+            logger.warning("event=model_note model=%s note=%s", self._name, note)
         self._note = note
         if ready.run is not None:
-            logger.info("%s runs with %s on %s", self._name, ready.run.runtime, ready.run.device)
+            run = ready.run
+            logger.info("event=model_running model=%s device=%s runtime=%s", self._name, run.device, run.runtime)
         self._next.set_result(process)
 
     def _lost(self, process: ModelProcess) -> None:

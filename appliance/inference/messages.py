@@ -8,6 +8,10 @@ from appliance.ipc.ring import FrameRef
 MAX_TENSORS = 16
 MAX_RANK = 8
 MAX_TENSOR_BYTES = 12 << 20
+MAX_BEGUN = 4
+"""Requests of a process that were begun before they were asked: enough to keep it busy, and few to wait behind."""
+MAX_REQUESTS = 64 + MAX_BEGUN
+"""Requests a process holds; the zipper sends no more. As many as handlers there can be, and what was begun."""
 
 STRETCH, LETTERBOX = "stretch", "letterbox"
 
@@ -42,13 +46,6 @@ class View(msgspec.Struct, frozen=True):
 
 
 # --- zipper -> process -------------------------------------------------------------------------------------
-
-
-class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
-    """Decode ahead of the question: the guest will ask for this view of this frame."""
-
-    frame: FrameRef
-    view: View
 
 
 class Infer(msgspec.Struct, frozen=True, tag="infer"):
@@ -117,5 +114,5 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-ToModel = Prepare | Infer | InferTensors | GetPixels
+ToModel = Infer | InferTensors | GetPixels
 FromModel = Ready | Outputs | Pixels | Failed

@@ -14,8 +14,7 @@ from typing import Self
 import msgspec
 
 from appliance.errors import ModelError, PeerError
-from appliance.inference.ahead import Request
-from appliance.inference.messages import LOADING, Failed, FromModel, Outputs, Pixels, Prepare, Ready
+from appliance.inference.messages import LOADING, Failed, FromModel, Outputs, Pixels, Ready, ToModel
 from appliance.inference.model import ModelSpec
 from appliance.ipc.channel import AsyncChannel
 from appliance.ipc.packets import socket_pair
@@ -96,10 +95,7 @@ class ModelProcess:
         """Wait until the process has ended; how it did."""
         return await asyncio.shield(self._ended)
 
-    def prepare(self, message: Prepare) -> None:
-        self._channel.send(message)
-
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: ToModel) -> Answer:
         """Send a request, under an id of its own, and wait for the answer.
 
         Died where the process ends first. PeerError where it says that the fault is the frame's, ModelError

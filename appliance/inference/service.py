@@ -19,7 +19,6 @@ from pathlib import Path
 import msgspec
 
 from appliance.errors import ApplianceError, ConfigError, DeviceError, HandlerError, ModelError, PeerError
-from appliance.inference.ahead import Desk, Request, Run, key_of
 from appliance.inference.delegate import Opened, open_model
 from appliance.inference.messages import (
     LOADING,
@@ -29,11 +28,11 @@ from appliance.inference.messages import (
     InferTensors,
     Outputs,
     Pixels,
-    Prepare,
     Ready,
     ToModel,
 )
 from appliance.inference.model import ModelSpec
+from appliance.inference.pipeline import Pipeline, Run
 from appliance.inference.preprocessing import Array, PictureInput, pixels
 from appliance.inference.runtime import Model, Runtime, array_of
 from appliance.ipc.child import die_with_parent
@@ -65,7 +64,7 @@ class Service:
         self._sending = threading.Lock()
         self._ring = ring
         self._model = model
-        self._desk: Desk[Array] = Desk()
+        self._pipeline: Pipeline[Array] = Pipeline()
         self._spare: deque[Array] = deque()  # input tensors to be filled again
         self._picture: PictureInput | None = None
         self._why_not = NO_MODEL
@@ -81,59 +80,48 @@ class Service:
         for thread in threads:
             thread.start()
         while (message := self._channel.receive()) is not None:
-            if not self._desk.put(message) and not isinstance(message, Prepare):
+            if not self._pipeline.put(message):
                 self._fail(message.id, ModelError("too many requests are waiting"))
-        self._desk.close()
+        self._pipeline.close()
         deadline = time.monotonic() + CLOSE_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
     def _decode(self) -> None:
-        while (message := self._desk.next_to_decode()) is not None:
-            if isinstance(message, Prepare):
-                self._prepare(message)
-                continue
+        while (request := self._pipeline.next_to_decode()) is not None:
             try:
-                self._begin(message)
+                self._begin(request)
             except ApplianceError as error:
-                self._fail(message.id, error)
+                self._fail(request.id, error)
 
-    def _prepare(self, message: Prepare) -> None:
-        try:
-            dropped = self._desk.keep(key_of(message), self._input(message))
-        except ApplianceError:
-            return  # the frame may be gone already; who asks for it all the same is told
-        if dropped is not None:
-            self._spare.append(dropped)
-
-    def _begin(self, request: Request) -> None:
+    def _begin(self, request: ToModel) -> None:
         """Do what comes before the model, and hand the rest to the thread that runs it."""
         if isinstance(request, GetPixels):
             self._send(Pixels(request.id, pixels(self._payload(request.frame), request)))
         elif isinstance(request, InferTensors):
-            self._desk.run(Run(request.id, self._tensors(request)))
+            self._pipeline.decoded(Run(request.id, self._tensors(request)))
         else:
             started = time.perf_counter_ns()
             tensor = self._input(request)
-            self._desk.run(Run(request.id, [tensor], (time.perf_counter_ns() - started) // 1000))
+            self._pipeline.decoded(Run(request.id, [tensor], (time.perf_counter_ns() - started) // 1000))
 
     def _invoke(self) -> None:
-        while self._model is not None and (run := self._desk.next_to_run()) is not None:
+        while self._model is not None and (run := self._pipeline.next_to_run()) is not None:
             started = time.perf_counter_ns()
             try:
                 outputs = self._model.run(run.tensors)
             except ModelError as error:
                 self._fail(run.id, error)
-                continue
-            self._send(Outputs(run.id, outputs, run.decode_us, (time.perf_counter_ns() - started) // 1000))
+            else:
+                self._send(Outputs(run.id, outputs, run.decode_us, (time.perf_counter_ns() - started) // 1000))
             self._spare.extend(tensor for tensor in run.tensors if tensor.flags.writeable)
 
-    def _input(self, message: Infer | Prepare) -> Array:
+    def _input(self, request: Infer) -> Array:
         if self._picture is None:
             raise HandlerError(self._why_not)
         tensor = self._spare.popleft() if self._spare else self._picture.buffer()
-        self._picture.fill(tensor, self._payload(message.frame), message.frame, message.view)
+        self._picture.fill(tensor, self._payload(request.frame), request.frame, request.view)
         return tensor
 
     def _tensors(self, request: InferTensors) -> list[Array]:

@@ -56,7 +56,7 @@ class LocalHandler:
         if ref is None:
             raise AssertionError("an observer in memory got a frame that is not")
         if frame.format in PICTURE_FORMATS:
-            for model, view in self._ahead:  # decoding begins now, the guest asks later
+            for model, view in self._ahead:  # inference begins now, the guest asks later
                 self._broker.begin(model, ref, view)
         self._in_hand[ref.key] = _InHand(ticket, time.time_ns())
         self._host.submit(Job(ref, frame.tag, frame.source, frame.seq, frame.captured_ns))
@@ -77,7 +77,8 @@ def timed(frame: Frame, finished: Finished, delivered_ns: int, now_ns: int) -> F
     """The frame with the handler's stages added to its history.
 
     What is neither decoding, inference nor the guest itself was waiting: for the router, for the worker to be
-    done with the frame before, for the model. Decoding ahead of the question overlaps that wait and costs 0 here.
+    done with the frame before, for the model. Inference begins before the guest asks, and models run beside each
+    other: where such stages overlap, nothing is left to have been waiting, and they add up to more than has passed.
     """
     queued = frame.after("queue", delivered_ns)
     elapsed = max(0, (now_ns - delivered_ns) // 1000)

@@ -57,12 +57,11 @@ async def main(path: Path, runtime: str) -> None:
         frame = ring.write(jpeg, "jpeg", 640, 480)
         assert frame is not None
         await starting(ring, spec)
-        async with Broker(ring.fd, memo=0) as broker:
+        async with Broker(ring.fd) as broker:
             ready = await broker.ready(spec)
             assert ready.run is not None
             print(f"{ready.run.model}, {ready.run.runtime} on {ready.run.device}; JPEG of {len(jpeg)} bytes")
             stages(ring, frame, PictureInput(ready.inputs))
-            await throughput(broker, spec, ring, jpeg)
             pixels = GetPixels(0, frame, View().crop, "gray", 160, 120)
             await broker.pixels(frame, pixels.crop, pixels.format, pixels.width, pixels.height)
             spans = []
@@ -74,6 +73,7 @@ async def main(path: Path, runtime: str) -> None:
             for status in broker.status():
                 memory = psutil.Process(status.pid).memory_full_info()
                 report(f"PSS of the process of {status.name}", memory.pss / (1 << 20), "MiB")
+            await throughput(broker, spec, ring, jpeg)
 
 
 async def starting(ring: RingWriter, spec: ModelSpec) -> None:
@@ -98,7 +98,7 @@ def stages(ring: RingWriter, frame: FrameRef, picture_input: PictureInput) -> No
 
 
 async def throughput(broker: Broker, spec: ModelSpec, ring: RingWriter, jpeg: bytes) -> None:
-    async def run(*, ahead: bool) -> tuple[float, list[Inference]]:
+    async def run(*, begun: bool) -> tuple[float, list[Inference]]:
         """Frames one after the other, as one handler asks; the next one is there while this one is asked about."""
         frames = [ring.write(jpeg, "jpeg", 640, 480) for _ in range(2)]
         answers = []
@@ -107,9 +107,10 @@ async def throughput(broker: Broker, spec: ModelSpec, ring: RingWriter, jpeg: by
             now, following = frames
             assert now is not None
             assert following is not None
-            if ahead:
-                broker.prepare(spec, following, WHOLE)
+            if begun:
+                broker.begin(spec, following, WHOLE)
             answers.append(await broker.infer(spec, now, WHOLE))
+            broker.forget(now.key)
             ring.free(now)
             frames = [following, ring.write(jpeg, "jpeg", 640, 480)]
         elapsed = time.perf_counter() - start
@@ -118,9 +119,9 @@ async def throughput(broker: Broker, spec: ModelSpec, ring: RingWriter, jpeg: by
             ring.free(frame)
         return elapsed, answers
 
-    for ahead in (False, True):
-        elapsed, answers = await run(ahead=ahead)
-        how = "with the next frame prepared" if ahead else "one after the other"
+    for begun in (False, True):
+        elapsed, answers = await run(begun=begun)
+        how = "with the next frame begun" if begun else "one after the other"
         report(f"frames a second, {how}", FRAMES / elapsed, "fps")
         for field in ("decode_us", "invoke_us", "wait_us"):
             report(f"    {field}", statistics.median(getattr(answer, field) for answer in answers) / 1e3)

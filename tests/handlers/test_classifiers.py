@@ -38,7 +38,7 @@ def test_parts_tells_the_label_and_every_score() -> None:
         "scores": {"ok": 0.1, "scratched": 0.7, "missing_hole": 0.15, "empty": 0.05},
     }
     assert guest.emits[0].tag == 0x10
-    assert guest.views == [View()]  # as the manifest says, so that the picture is prepared ahead
+    assert guest.views == [View()]  # as the manifest says, so that the model begins before it is asked
 
 
 def test_parts_with_labels_twice_or_missing_still_has_a_key_for_each_class() -> None:

@@ -41,7 +41,7 @@ def test_boxes_are_pixels_of_the_frame() -> None:
         ]
     }
     assert guest.emits[0].tag == 0x12
-    assert guest.views == [View()]  # as the manifest says, so that the picture is prepared ahead
+    assert guest.views == [View()]  # as the manifest says, so that the model begins before it is asked
 
 
 def test_nothing_found_is_a_result_too() -> None:

@@ -13,13 +13,14 @@ import numpy as np
 import psutil
 import pytest
 import tiny_models
-from conftest import Save, samples, write
+from pictures import samples, write
+from tiny_models import Save
 
 from appliance.errors import ModelError, PeerError
 from appliance.inference import host as hosts
-from appliance.inference.broker import Broker
+from appliance.inference.broker import Broker, identity
 from appliance.inference.host import ModelStatus
-from appliance.inference.messages import MAX_TENSOR_BYTES, Crop, View
+from appliance.inference.messages import MAX_BEGUN, MAX_REQUESTS, MAX_TENSOR_BYTES, Crop, View
 from appliance.inference.model import ModelSpec
 from appliance.ipc.ring import FrameRef, RingWriter
 
@@ -53,6 +54,10 @@ def pid_of(broker: Broker, name: str = "echo.tflite") -> int:
     pid = status(broker, name).pid
     assert pid is not None
     return pid
+
+
+def asking(broker: Broker, model: ModelSpec) -> int:
+    return broker._hosts[identity(model)][0]._asking
 
 
 def oom_score(pid: int) -> int:
@@ -185,34 +190,167 @@ async def test_without_a_memo_only_what_is_under_way_is_shared(ring: RingWriter,
         assert status(broker, "echo.tflite").inferences == 2
 
 
-async def test_pictures_are_decoded_before_they_are_asked_for(
+# --- begun before it is asked
+
+
+def stop(broker: Broker) -> None:
+    """Keep the process from answering; it will find what is sent to it meanwhile."""
+    os.kill(pid_of(broker), signal.SIGSTOP)
+
+
+def go_on(broker: Broker) -> None:
+    os.kill(pid_of(broker), signal.SIGCONT)
+
+
+async def test_what_is_begun_and_then_asked_is_run_once(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    pictures = [samples(8, 8, seed) for seed in range(2)]
+    early, late = (write(ring, picture) for picture in pictures)
+    await broker.ready(echo)
+    for _ in range(2):
+        broker.begin(echo, early, WHOLE)
+    await until(lambda: len(broker._memo) == 1)  # it is answered before it is asked
+    stop(broker)
+    broker.begin(echo, late, WHOLE)
+    ask = asyncio.create_task(broker.infer(echo, late, WHOLE))  # joins what is under way
+    await asyncio.sleep(0)
+    go_on(broker)
+    assert (await broker.infer(echo, early, WHOLE)).tensors == [pictures[0].tobytes()]
+    assert (await ask).tensors == [pictures[1].tobytes()]
+    broker.begin(echo, late, WHOLE)  # it was asked already
+    assert not broker._underway
+    assert status(broker, "echo.tflite").inferences == 2
+
+
+async def test_the_first_who_asks_is_told_what_it_took(ring: RingWriter, echo: ModelSpec) -> None:
+    async with asyncio.timeout(60), Broker(ring.fd, command=(*DOUBLE, "good")) as broker:
+        await broker.ready(echo)
+        frames = [write(ring, samples(8, 8)) for _ in range(2)]
+        for frame in frames:
+            broker.begin(echo, frame, WHOLE)
+        joined = await asyncio.gather(*(broker.infer(echo, frames[0], WHOLE) for _ in range(3)))
+        await until(lambda: len(broker._memo) == 2)
+        remembered = [await broker.infer(echo, frames[1], WHOLE) for _ in range(3)]
+    for answers in (joined, remembered):
+        assert [(answer.decode_us, answer.invoke_us) for answer in answers] == [(10, 20), (0, 0), (0, 0)]
+
+
+async def test_nothing_is_begun_on_a_model_that_does_not_run(
+    broker: Broker, ring: RingWriter, echo: ModelSpec, save: Save
+) -> None:
+    frame = write(ring, samples(8, 8))
+    broker.begin(echo, frame, WHOLE)  # nobody has asked for the model yet
+    assert broker.status() == ()
+    starting = asyncio.create_task(broker.ready(echo))
+    await until(lambda: len(broker.status()) == 1)
+    broker.begin(echo, frame, WHOLE)
+    assert not broker._underway
+    await starting
+    damaged = save(tiny_models.echo()[:100], "damaged.tflite")
+    with pytest.raises(ModelError):
+        await broker.ready(damaged)
+    broker.begin(damaged, frame, WHOLE)
+    assert not broker._underway
+
+
+async def test_what_is_begun_about_a_frame_that_is_gone_leaves_nothing_behind(
     broker: Broker, ring: RingWriter, echo: ModelSpec
 ) -> None:
     await broker.ready(echo)
-    for seed in range(50):
-        frame = write(ring, samples(640, 480, seed % 4), "jpeg")
-        broker.prepare(echo, frame, WHOLE)
-        await broker.pixels(frame, Crop(), "gray", 8, 8)  # takes another process longer than decoding takes this one
-        inference = await broker.infer(echo, frame, WHOLE)
-        ring.free(frame)
-        if inference.decode_us == 0:
-            return
-    pytest.fail("no picture was ever prepared in time")
+    stop(broker)
+    gone = write(ring, samples(8, 8), "jpeg")
+    broker.begin(echo, gone, WHOLE)
+    begun = broker._underway[identity(echo), gone.key, WHOLE].task
+    ring.free(gone)
+    broker.forget(gone.key)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    now = write(ring, picture)  # in the same place, and no JPEG
+    assert now.offset == gone.offset
+    go_on(broker)
+    assert isinstance(await begun, PeerError)  # it was decoded, and was not the picture any more
+    assert (await broker.infer(echo, now, WHOLE)).tensors == [picture.tobytes()]
+    broker.forget(now.key)
+    assert (len(broker._memo), broker._underway, broker._begun.total()) == (0, {}, 0)
+    assert (status(broker, "echo.tflite").state, status(broker, "echo.tflite").restarts) == ("running", 0)
 
 
-async def test_preparing_needs_no_process_and_repeats_nothing(
+async def test_an_error_of_what_was_begun_is_for_whoever_asks(
+    broker: Broker, ring: RingWriter, echo: ModelSpec
+) -> None:
+    await broker.ready(echo)
+    asked, never_asked = (FrameRef(key, 0, 10, "jpeg", 8, 8) for key in (1001, 1002))
+    for frame in (asked, never_asked):
+        broker.begin(echo, frame, WHOLE)
+    await until(lambda: len(broker._memo) == 2)
+    for _ in range(2):
+        with pytest.raises(PeerError, match="not a JPEG"):
+            await broker.infer(echo, asked, WHOLE)
+    assert status(broker, "echo.tflite").inferences == 0
+
+
+async def test_what_was_begun_survives_its_process(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    picture = samples(8, 8)
+    frame = write(ring, picture)
+    await broker.ready(echo)
+    stop(broker)
+    broker.begin(echo, frame, WHOLE)
+    await until(lambda: asking(broker, echo) == 1)
+    os.kill(pid_of(broker), signal.SIGKILL)
+    await until(lambda: len(broker._memo) == 1)
+    assert (await broker.infer(echo, frame, WHOLE)).tensors == [picture.tobytes()]
+    assert status(broker, "echo.tflite").restarts == 1
+
+
+async def test_a_process_that_hangs_on_what_was_begun_is_replaced(ring: RingWriter, echo: ModelSpec) -> None:
+    picture = samples(8, 8)
+    frame = write(ring, picture)
+    async with asyncio.timeout(60), Broker(ring.fd, timeout=1) as broker:
+        await broker.ready(echo)
+        stop(broker)
+        broker.begin(echo, frame, WHOLE)
+        await until(lambda: len(broker._memo) == 1)
+        assert "did not answer for 1 s" in status(broker, "echo.tflite").last_error
+        assert (await broker.infer(echo, frame, WHOLE)).tensors == [picture.tobytes()]
+
+
+async def test_what_was_begun_ends_with_the_broker(ring: RingWriter, echo: ModelSpec) -> None:
+    async with asyncio.timeout(60), Broker(ring.fd) as broker:
+        await broker.ready(echo)
+        broker.begin(echo, write(ring, samples(8, 8)), WHOLE)
+    broker.begin(echo, write(ring, samples(8, 8)), WHOLE)
+    assert not broker._tasks
+
+
+async def test_few_are_begun_so_that_no_question_waits_long(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
+    await broker.ready(echo)
+    stop(broker)
+    frames = [write(ring, samples(8, 8, seed)) for seed in range(MAX_BEGUN + 1)]
+    for frame in frames:
+        broker.begin(echo, frame, WHOLE)
+        broker.forget(frame.key)  # the process has it all the same
+    assert broker._begun.total() == MAX_BEGUN
+    go_on(broker)
+    await until(lambda: broker._begun.total() == 0)
+    assert status(broker, "echo.tflite").inferences == MAX_BEGUN
+    broker.begin(echo, frames[-1], WHOLE)
+    assert broker._begun.total() == 1
+
+
+async def test_a_refusal_for_lack_of_room_is_not_remembered(
     broker: Broker, ring: RingWriter, echo: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frame = write(ring, samples(8, 8))
-    broker.prepare(echo, frame, WHOLE)  # nothing runs yet
-    assert broker.status() == ()
-    await broker.infer(echo, frame, WHOLE)
-    sent: list[object] = []
-    monkeypatch.setattr("appliance.inference.host.ModelHost.prepare", lambda self, message: sent.append(message))
-    broker.prepare(echo, frame, WHOLE)
-    assert sent == []
-    broker.prepare(echo, frame, View(fit="letterbox"))
-    assert len(sent) == 1
+    monkeypatch.setattr(hosts, "MAX_REQUESTS", 1)
+    picture = samples(8, 8)
+    frame = write(ring, picture)
+    await broker.ready(echo)
+    stop(broker)
+    other = asyncio.create_task(broker.infer(echo, frame, View(fit="letterbox")))
+    await until(lambda: asking(broker, echo) == 1)
+    broker.begin(echo, frame, WHOLE)
+    with pytest.raises(ModelError, match="1 requests are waiting"):
+        await broker.infer(echo, frame, WHOLE)  # joins it, and would have found no room either
+    go_on(broker)
+    await other
+    assert (await broker.infer(echo, frame, WHOLE)).tensors == [picture.tobytes()]
 
 
 # --- processes
@@ -356,13 +494,14 @@ async def test_a_runtime_that_is_not_installed_is_said_to_be(broker: Broker, ech
 async def test_requests_are_bounded(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
     await broker.ready(echo)
     os.kill(pid_of(broker), signal.SIGSTOP)
-    views = [View(Crop(x, y, 1, 1)) for x in range(8) for y in range(8)] + [View()]
+    views = [View(Crop(0, 0, 1 + number // 8, 1 + number % 8)) for number in range(64)]
+    views += [View(Crop(1, 0, 1, 1 + number)) for number in range(MAX_REQUESTS + 1 - 64)]
     frame = write(ring, samples(8, 8))
     asks = [asyncio.create_task(broker.infer(echo, frame, view)) for view in views]
-    with pytest.raises(ModelError, match="64 requests are waiting"):
+    with pytest.raises(ModelError, match=f"{MAX_REQUESTS} requests are waiting"):
         await asks[-1]
     os.kill(pid_of(broker), signal.SIGCONT)
-    assert len(await asyncio.gather(*asks[:-1])) == 64
+    assert len(await asyncio.gather(*asks[:-1])) == MAX_REQUESTS
 
 
 async def test_models_are_bounded(broker: Broker, echo: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from conftest import Save, samples, write
+from pictures import samples, write
+from tiny_models import Save
 
 from appliance.errors import ModelError
 from appliance.inference.broker import Broker
@@ -110,7 +111,8 @@ async def test_without_the_device_the_cpu_runs_the_model_and_says_so(
     assert ready.note.startswith("model.tflite runs on the CPU: the delegate ")
     assert "no device is plugged in" in ready.note
     assert ready.note.endswith("install it, or empty inference.delegate")
-    assert [record.getMessage() for record in caplog.records] == [ready.note]
+    (record,) = caplog.records
+    assert record.getMessage() == f"event=model_note model=model.tflite note={ready.note}"
     assert broker.status()[0].note == ready.note
     assert (await broker.infer(spec, write(ring, samples(8, 8)), WHOLE)).tensors == [samples(8, 8).tobytes()]
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from conftest import Save
+from tiny_models import Save
 
 from appliance.errors import ModelError
 from appliance.inference import model

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from conftest import write
+from pictures import write
 
 from appliance.camera.synthetic import Conveyor
 from appliance.inference.broker import Broker

@@ -4,9 +4,9 @@ import io
 import numpy as np
 import pytest
 import simplejpeg
-from conftest import samples, write
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from pictures import samples, write
 from PIL import Image
 
 from appliance.errors import HandlerError, PeerError

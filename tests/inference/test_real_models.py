@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED_DATA, Save, samples, write, write_file
+from pictures import SHARED_DATA, samples, write, write_file
 from PIL import Image
+from tiny_models import Save
 
 from appliance.errors import ModelError
 from appliance.inference.broker import Broker

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import tiny_models
-from conftest import samples, write
+from pictures import samples, write
 
-from appliance.inference.ahead import MAX_AHEAD, Run
 from appliance.inference.messages import (
     Crop,
     Failed,
@@ -18,10 +17,12 @@ from appliance.inference.messages import (
     InferTensors,
     Outputs,
     Pixels,
-    Prepare,
+    Ready,
+    TensorInfo,
     ToModel,
     View,
 )
+from appliance.inference.preprocessing import PictureInput
 from appliance.inference.runtime import Runtime
 from appliance.inference.service import Service
 from appliance.ipc.packets import BlockingChannel, socket_pair
@@ -59,82 +60,83 @@ def zipper(channels: tuple[Channel, BlockingChannel[ToModel]], service: Service)
     assert ended == [True]
 
 
-def step(service: Service, *messages: ToModel) -> None:
-    """What the reading and the decoding thread do with the messages."""
-    for message in messages:
-        assert service._desk.put(message)
-    while service._desk._requests or service._desk._ahead:
-        message = service._desk.next_to_decode()
-        assert message is not None
-        service._prepare(message) if isinstance(message, Prepare) else service._begin(message)
-        if service._desk._runs:
-            return
+class Watched(PictureInput):
+    """Counts the pictures that are decoded, and keeps the tensors they are decoded into."""
+
+    def __init__(self, inputs: list[TensorInfo]) -> None:
+        super().__init__(inputs)
+        self.tensors: list[np.ndarray] = []
+        self.second = threading.Event()
+
+    def fill(self, out: np.ndarray, payload: memoryview, frame: FrameRef, view: View) -> None:
+        super().fill(out, payload, frame, view)
+        self.tensors.append(out)
+        if len(self.tensors) == 2:
+            self.second.set()
 
 
-def next_run(service: Service) -> Run[np.ndarray]:
-    run = service._desk.next_to_run()
-    assert run is not None
-    return run
+@pytest.fixture
+def watched(service: Service) -> Watched:
+    assert service._model is not None
+    service._picture = Watched(service._model.inputs)
+    return service._picture
 
 
-def prepared(service: Service) -> list[np.ndarray]:
-    return list(service._desk._prepared._tensors.values())
+def test_the_next_picture_is_decoded_while_the_model_runs(
+    service: Service, watched: Watched, zipper: Channel, ring: RingWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert service._model is not None
+    run, overlaps = service._model.run, []
+
+    def run_until_the_next_is_decoded(tensors: list[np.ndarray]) -> list[bytes]:
+        overlaps.append(watched.second.wait(20))
+        return run(tensors)
+
+    monkeypatch.setattr(service._model, "run", run_until_the_next_is_decoded)
+    pictures = [samples(8, 8, seed) for seed in range(2)]
+    for id, picture in enumerate(pictures):
+        zipper.send(Infer(id, write(ring, picture), WHOLE))
+    answers = [zipper.receive() for _ in pictures]
+    assert overlaps == [True, True]
+    assert [answer.tensors for answer in answers if isinstance(answer, Outputs)] == [
+        [picture.tobytes()] for picture in pictures
+    ]
 
 
-def test_what_was_prepared_is_not_decoded_again(service: Service, ring: RingWriter) -> None:
-    frame = write(ring, samples(8, 8))
-    step(service, Prepare(frame, WHOLE))
-    (tensor,) = prepared(service)
-    service._desk.put(Infer(5, frame, WHOLE))  # nothing is left to decode
-    run = next_run(service)
-    assert (run.id, run.decode_us, run.prepared) == (5, 0, True)
-    assert run.tensors[0] is tensor
+def test_the_memory_of_inputs_is_used_again(watched: Watched, zipper: Channel, ring: RingWriter) -> None:
+    for number in range(20):
+        zipper.send(Infer(number, write(ring, samples(8, 8, number)), WHOLE))
+    for _ in range(20):
+        assert isinstance(zipper.receive(), Outputs)
+    assert len(watched.tensors) == 20
+    assert len({id(tensor) for tensor in watched.tensors}) <= 2  # one is filled or waits, one is run
 
 
-def test_what_was_not_prepared_is_decoded_when_it_is_asked_for(service: Service, ring: RingWriter) -> None:
-    picture = samples(8, 8)
-    frame = write(ring, picture)
-    step(service, Prepare(frame, View(Crop(0, 0, 4, 4))))
-    step(service, Infer(5, frame, WHOLE))
-    run = next_run(service)
-    assert run.decode_us > 0
-    assert np.array_equal(run.tensors[0][0], picture)
+def test_what_decoding_and_the_model_took_is_told(zipper: Channel, ring: RingWriter) -> None:
+    zipper.send(Infer(1, write(ring, samples(640, 480), "jpeg"), WHOLE))
+    answer = zipper.receive()
+    assert isinstance(answer, Outputs)
+    assert answer.decode_us > 0
 
 
-def test_preparing_twice_decodes_once(service: Service, ring: RingWriter) -> None:
-    frame = write(ring, samples(8, 8))
-    step(service, Prepare(frame, WHOLE))
-    service._desk.put(Prepare(frame, WHOLE))
-    service._desk.put(Infer(1, frame, View(Crop(0, 0, 4, 4))))
-    assert isinstance(service._desk.next_to_decode(), Infer)
-    service._desk.put(Prepare(frame, View(fit="letterbox")))
-    assert service._desk.next_to_decode() == Prepare(frame, View(fit="letterbox"))
-
-
-def test_the_memory_of_dropped_inputs_is_used_again(service: Service, ring: RingWriter) -> None:
-    tensors = set()
-    for seed in range(6):
-        step(service, Prepare(write(ring, samples(8, 8, seed)), WHOLE))
-        tensors |= {id(tensor) for tensor in prepared(service)}
-    assert len(tensors) == MAX_AHEAD + 1  # those that are kept, and the one that is filled
-
-
-def test_a_slot_that_was_written_again_is_harmless(service: Service, ring: RingWriter) -> None:
+def test_a_slot_that_was_written_again_is_harmless(zipper: Channel, ring: RingWriter) -> None:
     gone = write(ring, samples(8, 8), "jpeg")
     ring.free(gone)
-    now = write(ring, np.zeros((8, 8, 3), np.uint8))  # the same slot, and no JPEG
+    picture = np.zeros((8, 8, 3), np.uint8)
+    now = write(ring, picture)  # the same slot, and no JPEG
     assert now.offset == gone.offset
-    step(service, Prepare(gone, WHOLE))
-    assert prepared(service) == []
-    step(service, Infer(1, now, WHOLE))
-    assert not next_run(service).tensors[0].any()
+    zipper.send(Infer(1, gone, WHOLE))
+    zipper.send(Infer(2, now, WHOLE))
+    answers = {answer.id: answer for answer in (zipper.receive(), zipper.receive()) if not isinstance(answer, Ready)}
+    assert isinstance(answers[1], Failed)
+    assert answers[1].fault == "frame"
+    assert isinstance(answers[2], Outputs)
+    assert answers[2].tensors == [picture.tobytes()]
 
 
 def test_answers_come_with_their_requests_numbers(zipper: Channel, ring: RingWriter) -> None:
     pictures = [samples(8, 8, seed) for seed in range(6)]
     frames = [write(ring, picture) for picture in pictures]
-    for frame in frames:
-        zipper.send(Prepare(frame, WHOLE))
     for id, frame in enumerate(frames):
         zipper.send(Infer(100 + id, frame, WHOLE))
     answers: dict[int, list[bytes]] = {}
@@ -175,7 +177,6 @@ def test_faults_are_told_apart_and_the_next_request_is_served(zipper: Channel, r
         answer = zipper.receive()
         assert isinstance(answer, Failed)
         assert (answer.id, answer.fault) == (request.id, fault)
-    zipper.send(Prepare(beyond, WHOLE))
     zipper.send(Infer(7, frame, WHOLE))
     assert isinstance(zipper.receive(), Outputs)
 
@@ -211,7 +212,6 @@ def test_without_a_model_only_pixels_are_served(
     thread.start()
     zipper = channels[0]
     for request in (
-        Prepare(frame, WHOLE),
         Infer(1, frame, WHOLE),
         InferTensors(2, []),
         GetPixels(3, frame, Crop(), "rgb", 8, 8),

@@ -1,15 +1,19 @@
 """Models of a few hundred bytes, so that tests know every byte that goes in and comes out."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 
+from appliance.inference.model import ModelSpec
+
 TYPES = {"uint8": 3, "int8": 9, "float32": 0, "int32": 2}
 RESHAPE, GATHER, CUSTOM = 22, 36, 32
 Shape = Sequence[int]
+Save = Callable[..., ModelSpec]
+"""What the fixture ``save`` is: the bytes of a model, its file's name and fields of the spec."""
 
 
 def echo(shape: Shape = (1, 8, 8, 3), dtype: str = "uint8") -> bytes:
