@@ -40,7 +40,9 @@ class ModelUse(Section, frozen=True, kw_only=True):
     labels: FileName | None = None
     fit: Literal["stretch", "letterbox"] = "stretch"
     ahead: bool = True
-    """Decode every observed frame for this model before the guest asks; false for one that seldom asks."""
+    """Run every observed picture through it before the guest asks; false for one that seldom asks."""
+    unit_range: bool = False
+    """Feed a float32 model samples from 0 to 1; most were trained on -1 to 1. Others are not affected."""
 
 
 class Limits(Section, frozen=True, kw_only=True):

@@ -35,7 +35,7 @@ class HandlerModel:
     """Line by line, so that the index is the class; empty where there is no file of labels."""
     fit: Literal["stretch", "letterbox"]
     ahead: bool
-    """Decode every observed frame for it before the guest asks."""
+    """Run it on every observed picture before the guest asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,7 @@ def _model(
         delegate=inference.delegate,
         delegate_options=tuple(sorted(inference.delegate_options.items())),
         twin=Path(twin).expanduser() if twin else None,
+        unit_range=use.unit_range,
     )
     return HandlerModel(use.name, model, _labels(labels) if labels else (), use.fit, use.ahead)
 

@@ -46,6 +46,14 @@ def test_what_the_manifest_says(handler: Path) -> None:
     assert food.labels == ("cat", "dog", "", "müsli")  # the line is the class: empty ones count
     assert food.model.path == handler / "food.tflite"
     assert food.model.digest == hashlib.sha256(b"model").hexdigest()
+    assert not food.model.unit_range
+
+
+def test_the_range_that_a_model_was_trained_on(handler: Path) -> None:
+    manifest = handler / "handler.toml"
+    manifest.write_text(manifest.read_text().replace("ahead = false", "unit_range = true"))
+    (food,) = load(handler).models
+    assert (food.model.unit_range, food.ahead) == (True, True)
 
 
 def test_what_the_operator_changes(handler: Path, tmp_path: Path) -> None:
