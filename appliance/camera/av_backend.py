@@ -166,7 +166,7 @@ class AvCamera(Camera):
                 pictures = list(self._pictures_in(packet))
             except (FFmpegError, ValueError) as error:
                 damaged += 1
-                log.debug("camera %s: a damaged packet is skipped: %s", self._config.name, error)
+                log.debug("event=packet_skipped camera=%s error=%s", self._config.name, error)
                 if damaged > MAX_DAMAGED:
                     raise self._gone(f"{damaged} damaged packets in a row") from None
                 continue

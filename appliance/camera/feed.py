@@ -165,7 +165,8 @@ class CameraFeed:
         level = logging.WARNING if state.reason else logging.INFO
         if state.name == "opening" and self._past["reopened"]:
             level = logging.DEBUG  # the failure before it was logged; it may go on for days
-        log.log(level, "event=camera_%s camera=%s %s", state.name, self._config.name, state.reason or self.description)
+        more = f" error={state.reason}" if state.reason else f" input={self.description}" if self.description else ""
+        log.log(level, "event=camera_%s camera=%s%s", state.name, self._config.name, more)
         if self._on_state is not None:
             self._on_state(state)
 

@@ -56,7 +56,7 @@ class ImagesCamera(Camera):
             try:
                 picture = self._load(file)
             except _DAMAGED as error:
-                log.warning("camera %s: %s is skipped: %s", self._config.name, file, error)
+                log.warning("event=picture_skipped camera=%s error=%s: %s", self._config.name, file, error)
                 self._damaged.add(file)
                 continue
             self._read += 1

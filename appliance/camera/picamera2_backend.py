@@ -81,7 +81,7 @@ class Picamera2Camera(Camera):
             device.stop_recording()
             device.close()
         except _UNAVAILABLE as error:  # a camera that is gone cannot be stopped either
-            log.warning("camera %s: %s did not close: %s", self._config.name, self._config.url, error)
+            log.warning("event=camera_not_closed camera=%s error=%s", self._config.name, error)
 
     def _configuration(self, width: int, height: int, fps: float) -> Any:
         low = min(LOW_WIDTH, width)

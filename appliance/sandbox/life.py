@@ -146,7 +146,7 @@ class WorkerLife:
     def _act_on(self, event: Running | Finished | Broken | WantInference | WantPixels | Log) -> None:
         match event:
             case Log():
-                self._log.log(event.level, "%s", printable(event.text))
+                self._log.log(event.level, "event=guest_says text=%s", printable(event.text))
             case WantInference() | WantPixels():
                 assert self.session.job is not None
                 self._wishes.put_nowait((event, self.session.job))

@@ -234,7 +234,7 @@ async def test_leaving_does_not_wait_for_a_camera_that_hangs(
     async with asyncio.timeout(PATIENCE), Watched(scripted(script)).feed as feed:
         await anext(feed)
         await happened(hanging)
-    assert "camera_not_closed" in caplog.text
+    assert "event=camera_not_closed camera=" in caplog.text
     script.let_go.set()
     await closed(script)
 

@@ -97,7 +97,7 @@ def test_a_camera_that_cannot_be_stopped_is_no_defect(
     monkeypatch.setattr(Picamera2, "stop_recording", gone)
     with open_picamera2(CameraConfig(url="picamera2:", width=64, height=48)) as camera:
         camera.read()
-    assert "camera is gone" in caplog.text
+    assert "event=camera_not_closed camera=camera error=camera is gone" in caplog.text
 
 
 def test_unknown_options_are_refused(devices: list[Picamera2]) -> None:

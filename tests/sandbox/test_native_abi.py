@@ -345,10 +345,11 @@ async def test_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(10, "handler.guest"):
         answer = await ask(("log", 30, TEXT, len(texts)), ("log", 20, TEXT, 60_000), ("log", 25, TEXT, 3), texts=texts)
     assert answer.results == [0, 0, EINVAL]
-    lines = [record for record in caplog.records if record.name == "handler.guest" and "running" not in record.message]
+    lines = [record for record in caplog.records if record.message.startswith("event=guest_says ")]
+    assert {line.name for line in lines} == {"handler.guest"}
     assert [record.levelno for record in lines] == [30, 20]
-    assert lines[0].message == "all [31m w\ufffdll "
-    assert len(lines[1].message) == 512
+    assert lines[0].message == "event=guest_says text=all [31m w\ufffdll "
+    assert len(lines[1].message) == len("event=guest_says text=") + 512
 
 
 async def test_lines_about_one_frame_are_bounded() -> None:
