@@ -204,7 +204,7 @@ class HandlerHost:
     def _progress(self, event: Running | Finished) -> None:
         if isinstance(event, Running):
             level = logging.INFO if self._state == "starting" else logging.DEBUG
-            self._log.log(level, "running, version %s", self.spec.version)
+            self._log.log(level, "event=handler_running version=%s", self.spec.version)
             self._enter("running")
             return
         if event.outcome == "ok":
@@ -227,8 +227,8 @@ class HandlerHost:
         self._last_failure = Failure(fault, message, seq)
         count = self._faults[fault]
         if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a handler that fails on every frame fills no disk
-            frame = "" if seq is None else f" at frame {seq}"
-            self._log.warning("%s%s: %s (%d of this kind so far)", fault, frame, message, count)
+            frame = "" if seq is None else f" frame={seq}"
+            self._log.warning("event=handler_fault kind=%s count=%d%s error=%s", fault, count, frame, message)
 
     def _refuse(self, fault: Fault) -> None:
         """From now on no job waits for a worker, nor do those that wait already."""

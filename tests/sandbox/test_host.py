@@ -384,7 +384,7 @@ async def test_a_handler_that_always_fails_fills_no_log(caplog: pytest.LogCaptur
             for _ in range(9):
                 await handler.handle()
     assert len(caplog.records) == 4  # at the 1st, 2nd, 4th and 8th
-    assert "trap at frame 8: unreachable executed (8 of this kind so far)" in caplog.text
+    assert "event=handler_fault kind=trap count=8 frame=8 error=unreachable executed" in caplog.text
 
 
 async def test_stopping_finishes_what_is_in_flight() -> None:
