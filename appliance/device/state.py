@@ -12,6 +12,8 @@ from appliance.device.durable import write_durably
 from appliance.errors import ConfigError, DeviceError
 
 STATE_VARIABLE = "APPLIANCE_STATE"
+MIN_SECRET = 16
+"""Characters, as configuration asks of a credential it holds itself."""
 MAX_SECRET_BYTES = 4096
 CREDENTIAL_BYTES = 32
 
@@ -40,13 +42,27 @@ class StateDirectory:
     def local_credential(self) -> str:
         """The credential of processes on this box, made at first start, readable by its owner only."""
         if not self.credential_file.exists():
-            write_durably(self.credential_file, secrets.token_urlsafe(CREDENTIAL_BYTES).encode(), 0o600)
+            secret = secrets.token_urlsafe(CREDENTIAL_BYTES).encode()
+            with self._writing():
+                write_durably(self.credential_file, secret, 0o600)
         return read_secret(self.credential_file)
+
+    @contextmanager
+    def announced(self, host: str, port: int) -> Iterator[None]:
+        """Tell the programs on this box where the zipper listens, while the block lasts."""
+        with self._writing():
+            self.address_file.write_text(f"{host} {port}\n", "utf-8")
+        try:
+            yield
+        finally:
+            self.address_file.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory: two appliances must not share keys, spool and broker."""
-        with (self.path / "lock").open("w") as lock:
+        with self._writing():
+            lock = (self.path / "lock").open("w")
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -55,6 +71,13 @@ class StateDirectory:
                     f"--state or device.state_dir"
                 ) from None
             yield
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DeviceError(f"{self.path}: the state cannot be written: {error}; see --state") from error
 
 
 def open_state(configured: str) -> StateDirectory:
@@ -68,9 +91,12 @@ def open_state(configured: str) -> StateDirectory:
 
 
 def read_secret(path: Path) -> str:
-    """A secret from a file, without the newline at its end."""
+    """A credential from a file, without the newline at its end; one that anybody could guess is refused."""
     try:
         with path.open("rb") as file:
-            return file.read(MAX_SECRET_BYTES).decode().strip()
+            secret = file.read(MAX_SECRET_BYTES).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the secret cannot be read: {error}") from error
+    if len(secret) < MIN_SECRET:
+        raise ConfigError(f"{path}: the secret is shorter than {MIN_SECRET} characters")
+    return secret

@@ -1,6 +1,7 @@
 """The device's certificate: made at first start, pinned by whoever connects to it."""
 
 import datetime as dt
+import ssl
 from pathlib import Path
 
 from cryptography import x509
@@ -24,6 +25,7 @@ def ensure_certificate(directory: Path) -> tuple[Path, Path]:
     """(certificate, key) files of this device, made where they are missing. The key is readable by its owner only."""
     certificate, key = directory / CERTIFICATE_FILE, directory / KEY_FILE
     if certificate.exists() and key.exists():
+        _check(certificate, key)
         return certificate, key
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -33,6 +35,17 @@ def ensure_certificate(directory: Path) -> tuple[Path, Path]:
     except OSError as error:
         raise DeviceError(f"{directory}: cannot store the device's certificate: {error.strerror}") from error
     return certificate, key
+
+
+def _check(certificate: Path, key: Path) -> None:
+    """Not made anew where damaged: who has pinned the certificate would be locked out without a word."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError among them
+        raise DeviceError(
+            f"{certificate} or {key.name} beside it is damaged: {error}; restore both, or remove both: new ones are "
+            f"made at the next start, and sources on other machines need the new certificate"
+        ) from error
 
 
 def _key_pem(secret: ec.EllipticCurvePrivateKey) -> bytes:

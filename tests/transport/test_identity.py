@@ -49,3 +49,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_durably(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damaged", ["zipper-cert.pem", "zipper-key.pem"])
+def test_a_damaged_one_is_told_and_never_replaced(tmp_path: Path, damaged: str) -> None:
+    ensure_certificate(tmp_path)
+    for content in (b"", b"\xff" * 300):
+        (tmp_path / damaged).write_bytes(content)
+        with pytest.raises(DeviceError, match=r"zipper-cert\.pem.*remove both"):
+            ensure_certificate(tmp_path)
+        assert (tmp_path / damaged).read_bytes() == content
