@@ -150,9 +150,11 @@ def load_config(path: Path | None) -> Config:
     if path is None:
         return Config()
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
-        config = msgspec.convert(tomllib.loads(path.read_text("utf-8")), Config, strict=True)
+        config = msgspec.convert(tomllib.loads(data.decode()), Config, strict=True)
     except OSError as error:
         raise ConfigError(f"{path}: the configuration cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

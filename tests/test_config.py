@@ -93,6 +93,11 @@ def test_the_size_is_bounded(tmp_path: Path) -> None:
         load_config(written(tmp_path, "#" * (MAX_CONFIG_BYTES + 1)))
 
 
+def test_a_file_without_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: larger than"):
+        load_config(Path("/dev/zero"))
+
+
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_any_file_is_a_configuration_or_a_config_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"
