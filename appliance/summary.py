@@ -13,6 +13,14 @@ from appliance.stats import Histogram
 PERCENTILES = ("p50", "p95", "p99")
 
 
+def document(frame: Frame) -> Any:
+    """What a CBOR frame says; None for another format, and for what a remote peer emitted as CBOR and is none."""
+    try:
+        return decode_strict(frame.payload) if frame.format == "cbor" else None
+    except ValueError:
+        return None
+
+
 class Verdicts:
     """Results compared with the truth that a camera knows of its own pictures (the synthetic one does)."""
 
@@ -23,9 +31,9 @@ class Verdicts:
     def see(self, frame: Frame) -> None:
         """Count a result whose picture came with its truth and whose value has a ``label``."""
         truth = frame.meta.get("truth")
-        if truth is None or frame.format != "cbor":
+        if truth is None:
             return
-        value = decode_strict(frame.payload)
+        value = document(frame)
         if isinstance(value, dict) and "label" in value:
             self.checked += 1
             self.matched += value["label"] == truth

@@ -5,7 +5,10 @@ import os
 import sys
 
 from mosquitto import Mosquitto
+from msgspec.structs import replace
 from whole import configuration
+
+from appliance.client import connect
 
 PROGRAM = """
 import asyncio
@@ -39,3 +42,18 @@ async def test_a_handler_counts_what_a_remote_function_makes_of_results(start, b
         await box.until(lambda: "remote/translator" not in box.appliance.zipper.observers)
         await box.more_results(5)
     assert box.summary.lost == 0
+
+
+async def test_what_a_remote_function_emits_may_be_garbage(start, broker: Mosquitto, tmp_path) -> None:
+    """It is refused and counted; nothing of the zipper's is held by it."""
+    config = configuration(broker, "parts")
+    config = replace(config, mqtt=replace(config.mqtt, tags=(0x40,)))
+    async with start(config) as box:
+        async with connect("vandal", observes=[1], emits=[0x40], state=str(tmp_path / "state")) as zipper:
+            frames = aiter(zipper)
+            for payload in (b"", b"\xff\xff", b"\x81" * 64):
+                await zipper.send((await anext(frames)).frame.derive(0x40, "cbor", payload))
+            await box.until(lambda: box.appliance.publisher.stats.refused.get("malformed") == 3)
+        await box.until(lambda: box.appliance.zipper.outstanding < 3)
+        await box.more_results(5)
+    assert box.appliance.zipper.outstanding == 0
