@@ -46,6 +46,8 @@ MEMORY_SECONDS = 2.0
 POLL_SECONDS = 0.02
 SETTLE_SECONDS = 15.0
 """What frames under way may take when the cameras have ended."""
+AWAY_SECONDS = 2.0
+"""What a broker that is not connected may still take to come: the spool keeps what it does not get."""
 PUBLISHER = "mqtt"
 PUBLISHER_CAPACITY = 4096
 """Results offered and not yet accepted: the spool takes a batch every tenth of a second."""
@@ -103,7 +105,8 @@ class Appliance:
                 await self._settle()
                 await _cancelled(*upkeep)
             self._say()
-            await self.publisher.drained(SETTLE_SECONDS)
+            connected = self.publisher.stats.connection.connected
+            await self.publisher.drained(SETTLE_SECONDS if connected else AWAY_SECONDS)
             return self.summary()
 
     async def _build(self, stack: AsyncExitStack, specs: list[HandlerSpec]) -> None:
@@ -133,8 +136,7 @@ class Appliance:
         _, self.port = await stack.enter_async_context(server)
         host = config.zipper.host if is_loopback(config.zipper.host) else "127.0.0.1"
         self._address = Address(host, self.port, certificate[0])
-        self._state.address_file.write_text(f"{host} {self.port}\n", "utf-8")
-        stack.callback(self._state.address_file.unlink, missing_ok=True)
+        stack.enter_context(self._state.announced(host, self.port))
 
     def _load_handlers(self) -> list[HandlerSpec]:
         specs = [load_handler(handler, self._config.inference) for handler in self._config.handlers]
@@ -240,6 +242,10 @@ class Appliance:
             size = await asyncio.to_thread(proportional_kb, pid)
             if size:
                 self.memory_kb[name] = size
+        for source in self._sources:  # one that has ended said its own last figure
+            report = self.door.sources[source.name].report
+            if source.pid is None and report is not None and report.memory_kb:
+                self.memory_kb[f"source/{source.name}"] = report.memory_kb
 
     def processes(self) -> dict[str, int]:
         """Pid by name of every process of ours that runs now."""
@@ -248,10 +254,7 @@ class Appliance:
             found["broker"] = self._broker_process.pid
         found |= {f"worker/{handler.spec.name}": handler.status.pid for handler in self.handlers}
         found |= {f"model/{status.name}": status.pid for status in self.inference.status()}
-        found |= {
-            f"source/{camera.name}": source.pid
-            for camera, source in zip(self._config.cameras, self._sources, strict=False)
-        }
+        found |= {f"source/{source.name}": source.pid for source in self._sources}
         return {name: pid for name, pid in found.items() if pid is not None}
 
     def dropped(self) -> Counter[str]:

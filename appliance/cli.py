@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -231,25 +232,24 @@ def _without_secrets(value: Any) -> Any:
 
 
 def _run_appliance(config: Config, state: str, *, as_json: bool, cameras: bool) -> None:
-    from rich.console import Console  # noqa: PLC0415
-
     from appliance.app import Appliance  # noqa: PLC0415
-    from appliance.console import show_summary  # noqa: PLC0415
+    from appliance.console import plain_console, show_summary  # noqa: PLC0415
     from appliance.device.journal import configure_logging  # noqa: PLC0415
     from appliance.device.state import open_state  # noqa: PLC0415
 
     configure_logging("zipper", config.log.level, config.log.format)
     directory = open_state(state or config.device.state_dir)
-    console = Console(stderr=as_json)
+    console = plain_console(stderr=as_json)
 
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does with SIGHUP
+                loop.add_signal_handler(number, stop.set)
         box = Appliance(config, directory, cameras=cameras)
         async with asyncio.TaskGroup() as tasks:
-            shown = tasks.create_task(_show(box, console, quiet=as_json or not cameras))
+            shown = tasks.create_task(_show(box, console, stop, quiet=as_json or not cameras))
             summary = await box.run(stop)
             shown.cancel()
         if as_json:
@@ -260,18 +260,22 @@ def _run_appliance(config: Config, state: str, *, as_json: bool, cameras: bool) 
     asyncio.run(main())
 
 
-async def _show(box: Any, console: Any, *, quiet: bool) -> None:
+async def _show(box: Any, console: Any, stop: asyncio.Event, *, quiet: bool) -> None:
+    """What happens, on the console, until cancelled; where nobody reads that any more, the run ends."""
     from appliance.console import watch  # noqa: PLC0415
+    from appliance.mqtt.endpoint import PORTS  # noqa: PLC0415
 
     await box.up.wait()
     if quiet:
         return
     topic = box.publisher.topics.root
-    host, port = box.broker_url.split("://")[1].rpartition(":")[::2]
-    console.print(
-        f"results: mosquitto_sub -h {host} -p {port} -t '{topic}/#' -v", highlight=False, markup=False, soft_wrap=True
-    )
-    await watch(box, console)
+    broker = urlsplit(box.broker_url)
+    port = broker.port or PORTS[broker.scheme]
+    try:
+        console.print(f"results: mosquitto_sub -h {broker.hostname} -p {port} -t '{topic}/#' -v", soft_wrap=True)
+        await watch(box, console)
+    except (OSError, SystemExit):  # rich makes a broken pipe an exit
+        stop.set()
 
 
 @contextmanager

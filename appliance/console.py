@@ -11,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from appliance.app import Appliance
-from appliance.cbor import decode_strict
 from appliance.frame import Frame
 from appliance.health import camera_document
-from appliance.summary import Summary, milliseconds
+from appliance.summary import Summary, document, milliseconds
 
 REFRESH_SECONDS = 0.5
 LINE_SECONDS = 2.0
@@ -22,11 +21,16 @@ MAX_VALUE = 64
 STAGES = ("held", "encode", "transfer", "queue", "decode", "inference", "handler", "publish", "total")
 
 
+def plain_console(*, stderr: bool) -> Console:
+    """A console that takes text as it is: labels and names of others are no markup."""
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
 def value_text(frame: Frame) -> str:
     """A result on one short line."""
     if frame.format != "cbor":
         return f"{len(frame.payload)} bytes of {frame.format}"
-    value = decode_strict(frame.payload)
+    value = document(frame)
     if isinstance(value, dict):
         if "label" in value:
             score = value.get("score")
@@ -67,8 +71,6 @@ async def _lines(appliance: Appliance, console: Console) -> None:
         seen = "  ".join(f"{name}: {_printable(value_text(last.frame))}" for name, last in appliance.last.items())
         console.print(
             f"{time.strftime('%H:%M:%S')} results={stats.results} published={stats.published}{latency}  {seen}",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
         await asyncio.sleep(LINE_SECONDS)
@@ -114,13 +116,13 @@ def _latency(appliance: Appliance) -> Table:
 
 def show_summary(summary: Summary, console: Console) -> None:
     """The end of a run, for people."""
-    with suppress(BrokenPipeError):
+    with suppress(OSError, SystemExit):  # nobody reads it; rich makes a broken pipe an exit
         _show(summary, console)
 
 
 def _show(summary: Summary, console: Console) -> None:
     def line(name: str, text: str) -> None:
-        console.print(f"{name:<10} {text}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name:<10} {text}", soft_wrap=True)
 
     dropped = ", ".join(f"{cause} {count}" for cause, count in sorted(summary.dropped.items())) or "none"
     line("captured", f"{summary.captured} frames in {summary.seconds:.1f} s; dropped: {dropped}")

@@ -50,6 +50,10 @@ class SourceProcess:
         self.restarts = 0
         self.pid: int | None = None
 
+    @property
+    def name(self) -> str:
+        return self._order.camera.name
+
     async def run(self) -> SourceEnd:
         """Until the camera has ended; a process that dies is started again with growing delays."""
         backoff = Backoff(0.1, limit=30.0, jitter=0.25)

@@ -33,7 +33,7 @@ LAYERS = (
 BESIDE = {"sandbox": {"appliance.inference.messages", "appliance.inference.model"}}
 """What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works."""
 
-ON_SCREEN = {"click": {"cli"}, "rich": {"cli", "console"}}
+ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 """Libraries that draw -> the only units that may import them."""
 
 # fmt: off

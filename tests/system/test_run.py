@@ -186,3 +186,33 @@ def test_doctor_and_config(tmp_path: Path) -> None:
 def test_help_teaches(tmp_path: Path) -> None:
     assert "appliance run --frames 300" in run(tmp_path, "--help").stdout
     assert "--set classify.model=" in run(tmp_path, "run", "--help").stdout
+
+
+def test_whoever_reads_may_go(tmp_path: Path) -> None:
+    """``appliance run | head -1``: the run ends as by Ctrl-C, without a word."""
+    environment = {**os.environ, "APPLIANCE_STATE": str(tmp_path / "state")}
+    with subprocess.Popen(
+        [*COMMAND, "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert "mosquitto_sub" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 0
+
+
+def test_a_terminal_that_is_closed_ends_the_run(tmp_path: Path) -> None:
+    environment = {**os.environ, "APPLIANCE_STATE": str(tmp_path / "state")}
+    with subprocess.Popen([*COMMAND, "run"], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        assert "results" in process.communicate(timeout=60)[0]
+        assert process.returncode == 0
+    assert not (tmp_path / "state" / "zipper.address").exists()
+
+
+def test_a_broker_that_is_away_is_named_in_full_and_not_waited_for(tmp_path: Path) -> None:
+    ran = run(tmp_path, "run", "--frames", "3", "--broker", "mqtt://broker.invalid", seconds=14)
+    assert ran.returncode == 0
+    assert "mosquitto_sub -h broker.invalid -p 1883 " in ran.stdout
+    assert "3 wait on disk" in ran.stdout
+    assert "source/camera" in ran.stdout
