@@ -1,13 +1,17 @@
 """What this machine has and lacks, for ``appliance doctor``: one finding a line, with the remedy."""
 
 import asyncio
+import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+
+import msgspec
 
 from appliance.backoff import Backoff
 from appliance.camera.camera import kind_of, open_camera, printable
@@ -16,10 +20,13 @@ from appliance.device.state import open_state
 from appliance.errors import ApplianceError
 from appliance.mqtt.private_broker import SEARCH_PATH
 from appliance.publisher import Publisher
+from appliance.sandbox.messages import Lockdown
+from appliance.sandbox.spawning import KEPT_ENVIRONMENT
 from appliance.sandbox.spec import load_handler
 
 CAMERA_SECONDS = 15.0
 BROKER_SECONDS = 5.0
+SANDBOX_SECONDS = 10.0
 CLOCK_FLOOR = 1_750_000_000
 """June 2025: a clock before that was never set."""
 MIN_FREE_BYTES = 256 << 20
@@ -42,6 +49,7 @@ async def examine(config: Config, state: str) -> list[Finding]:
         _runtime(config, "tflite", "tflite_runtime", "tflite-runtime"),
         _edge_tpu(config),
         *(_handler(handler, config) for handler in config.handlers),
+        await asyncio.to_thread(_sandbox),
     ]
     findings += [await asyncio.to_thread(_camera, camera) for camera in config.cameras]
     findings += [await _broker(config, state), _state(state), _clock(), _leds()]
@@ -94,6 +102,18 @@ def _usb(devices: Path) -> str:
 def _handler(handler: HandlerConfig, config: Config) -> Finding:
     name = handler.name or Path(handler.path).name
     return _tried(f"handler {name}", lambda: f"version {load_handler(handler, config.inference).version}")
+
+
+def _sandbox() -> Finding:
+    """Lock a process down as workers are, and have it tell what is in force; only the filter of calls is a must."""
+    command = [sys.executable, "-m", "appliance.sandbox.lockdown"]
+    environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    try:
+        ran = subprocess.run(command, env=environment, capture_output=True, timeout=SANDBOX_SECONDS, check=True)
+        lockdown = msgspec.json.decode(ran.stdout, type=Lockdown)
+    except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
+        return Finding("sandbox", False, f"a process cannot be locked down: {error}")
+    return Finding("sandbox", "seccomp" not in lockdown.missing, str(lockdown))
 
 
 def _camera(camera: CameraConfig) -> Finding:

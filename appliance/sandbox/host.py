@@ -14,9 +14,9 @@ from typing import Literal, Self
 
 from appliance.errors import DeviceError, ModelError
 from appliance.sandbox.life import Ending, Inference, WorkerLife
-from appliance.sandbox.messages import GuestModel, Job, Setup
+from appliance.sandbox.messages import GuestModel, Job, Lockdown, Setup
 from appliance.sandbox.restarts import Restarts
-from appliance.sandbox.session import Fault, Finished, Rules, Running, Session
+from appliance.sandbox.session import Fault, Finished, Rules, Running, Session, printable
 from appliance.sandbox.spawning import WorkerProcess, Zygote
 from appliance.sandbox.spec import HandlerSpec
 
@@ -55,6 +55,8 @@ class HandlerStatus:
     faults: Mapping[str, int]
     """How often, by kind."""
     last_failure: Failure | None
+    lockdown: Lockdown | None = None
+    """What the worker has given up, by its own word; None before the first has started."""
 
 
 class HandlerHost:
@@ -86,6 +88,7 @@ class HandlerHost:
         self._guest_state: Mapping[str, bytes] = {}
         self._faults: Counter[str] = Counter()
         self._last_failure: Failure | None = None
+        self._lockdown: Lockdown | None = None
         self._handled = self._restarted = self._recycled = 0
         self._enter("starting")
 
@@ -118,6 +121,7 @@ class HandlerHost:
             recycled=self._recycled,
             faults=dict(self._faults),
             last_failure=self._last_failure,
+            lockdown=self._lockdown,
         )
 
     def submit(self, job: Job) -> None:
@@ -205,6 +209,7 @@ class HandlerHost:
         if isinstance(event, Running):
             level = logging.INFO if self._state == "starting" else logging.DEBUG
             self._log.log(level, "event=handler_running version=%s", self.spec.version)
+            self._locked_down(event.lockdown)
             self._enter("running")
             return
         if event.outcome == "ok":
@@ -213,6 +218,12 @@ class HandlerHost:
         else:
             self._count(event.outcome, event.message, event.job.seq)
         self._finish(event)
+
+    def _locked_down(self, lockdown: Lockdown) -> None:
+        first, self._lockdown = self._lockdown is None, lockdown
+        if first and "seccomp" in lockdown.missing:
+            reason = printable(lockdown.missing["seccomp"])
+            self._log.warning("event=calls_not_filtered reason=%s", reason)
 
     def _failed(self, ending: Ending, cut: Finished | None) -> Ending:
         """A worker ended badly, with the frame it had in hand."""

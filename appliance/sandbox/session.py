@@ -6,7 +6,7 @@ killed for it.
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from appliance.errors import PeerError
@@ -28,6 +28,7 @@ from appliance.sandbox.messages import (
     FromWorker,
     GuestFault,
     Job,
+    Lockdown,
     Log,
     Started,
     Trapped,
@@ -87,6 +88,8 @@ class Finished:
 @dataclass(frozen=True, slots=True)
 class Running:
     """The guest is initialised."""
+
+    lockdown: Lockdown = field(default_factory=Lockdown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,7 @@ class Session:
             case Started() if self.starting:
                 self.starting = False
                 self._next(now)
-                return Running()
+                return Running(message.lockdown)
             case Done() if not self.starting:
                 return self._done(message, now)
             case WantInference() | WantPixels() if not self.starting:

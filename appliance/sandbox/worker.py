@@ -41,8 +41,17 @@ def run(sock: socket.socket, ring_fd: int) -> int:
     except MemoryError:
         _tell(channel, "memory", "the handler's process has no memory left")
     except Exception as error:  # noqa: BLE001 - told to the zipper: nobody reads this process's stderr
-        _tell(channel, "crash", "".join(traceback.format_exception(error)))
+        _tell(channel, "crash", _described(error))
     return FAILED
+
+
+def _described(error: Exception) -> str:
+    """A traceback without lines of source: those would have to be read from files."""
+    places = [
+        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_qualname}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    return f"{type(error).__name__}: {error}; at {', '.join(places)}"
 
 
 def _tell(channel: BlockingChannel[ToWorker], kind: GuestFault, message: str) -> None:
@@ -55,7 +64,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         return DONE
     if not isinstance(setup, Setup):
         raise PeerError("the first message must be the setup")
-    lock_down(setup.memory_bytes, setup.cpu_seconds)
+    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds)
     services = Services(setup, channel, ring)
     try:
         abi = ABIS[setup.abi](Instance(setup.module, setup.memory_bytes), services)
@@ -63,7 +72,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     except GuestFailedError as error:
         _tell(channel, error.kind, str(error))
         return FAILED
-    channel.send(Started())
+    channel.send(Started(lockdown))
     traps = 0
     while not _worn(abi, traps, setup.cpu_seconds):
         job = services.next()

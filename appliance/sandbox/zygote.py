@@ -14,9 +14,10 @@ from itertools import pairwise
 
 import msgspec
 
+from appliance.ipc.child import die_with_parent
 from appliance.ipc.packets import PACKET_BYTES, Assembler, pack
 from appliance.sandbox import worker
-from appliance.sandbox.lockdown import die_with_parent
+from appliance.sandbox.lockdown import prepare
 from appliance.sandbox.messages import Exited, Spawn, Spawned, SpawnFailed, ToWorker
 
 MAX_WORKERS = 256
@@ -79,7 +80,8 @@ class Zygote:
             for standard in range(3):
                 os.dup2(self._null, standard)
             _close_all_but(0, 1, 2, sock_fd, ring_fd)
-            code = worker.run(socket.socket(fileno=sock_fd), ring_fd)
+            sock = socket.socket(fileno=sock_fd)  # kept to the end: freeing one that is open makes forbidden calls
+            code = worker.run(sock, ring_fd)
         finally:
             os._exit(code)  # not through the zygote's stack, nor its clean-up
 
@@ -108,6 +110,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=int(sys.argv[1]))
     Assembler[ToWorker](ToWorker)  # msgspec works a message's types out at its first decoder: once, for all workers
+    prepare()  # the filter of system calls: a worker can open no library
     gc.collect()
     gc.freeze()  # so that the workers' collections do not copy the pages they share
     try:
