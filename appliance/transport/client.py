@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from cryptography import x509
 
 from appliance.errors import ConfigError, PeerError
 from appliance.transport.identity import SERVER_NAME
@@ -63,9 +64,13 @@ def _pinned(host: str, certificate: Path) -> QuicConfiguration:
     configuration.server_name = SERVER_NAME
     try:
         with certificate.open("rb") as file:
-            configuration.load_verify_locations(cadata=file.read(MAX_CERTIFICATE_BYTES))
+            pinned = file.read(MAX_CERTIFICATE_BYTES)
+        x509.load_pem_x509_certificate(pinned)
     except OSError as error:
         raise ConfigError(f"{certificate}: the zipper's certificate cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{certificate}: holds no certificate; copy the zipper's zipper-cert.pem anew") from error
+    configuration.load_verify_locations(cadata=pinned)
     return configuration
 
 

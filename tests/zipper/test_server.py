@@ -8,7 +8,7 @@ import pytest
 from zipper_on_loopback import CREDENTIAL, Running
 
 from appliance.config import PeerConfig
-from appliance.errors import PeerError
+from appliance.errors import ConfigError, PeerError
 from appliance.frame import Frame
 from appliance.transport.identity import ensure_certificate
 from appliance.transport.peer import Address, DismissedError, RejectedError, join
@@ -200,6 +200,15 @@ async def test_another_certificate_is_refused(running: Running, tmp_path: Path) 
     hello = Hello(PROTOCOL_VERSION, "source", "camera", CREDENTIAL)
     with pytest.raises(PeerError, match="pinned certificate"):
         async with join(Address("127.0.0.1", running.address.port, stranger), hello):
+            pass
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 500, b"-----BEGIN CERTIFICATE-----\nAAAA\n"])
+async def test_a_file_without_a_certificate_is_told(running: Running, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "copied.pem"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"copied\.pem: holds no certificate"):
+        async with join(Address("127.0.0.1", running.address.port, file), Hello(PROTOCOL_VERSION, "sink", "a", "b")):
             pass
 
 
