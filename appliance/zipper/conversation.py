@@ -5,7 +5,7 @@ The table below is the protocol: what is not in it is an error of the peer's.
 
 from enum import Enum
 
-from appliance.frame import RESERVED_TAGS
+from appliance.frame import MAX_STAGES, RESERVED_TAGS
 from appliance.wire import PROTOCOL_VERSION, Accept, Control, Credit, Goaway, Header, Hello, Report
 from appliance.zipper.access import HANDLER, SINK, SOURCE, Access, RefusedError
 
@@ -13,6 +13,10 @@ SOURCE_CREDITS = 4
 """Frames a source may have in flight: enough to fill the pipe, few enough to stay fresh."""
 REMOTE_CREDITS = 32
 """Frames a remote handler may have in flight to us."""
+
+MAX_PEER_STAGES = MAX_STAGES - 6
+"""Entries of ``spent`` that a peer may send: the zipper adds transfer, remote, queue, decode, inference and handler,
+and what it sends on must be within MAX_STAGES again."""
 
 
 class State(Enum):
@@ -72,6 +76,8 @@ class Conversation:
             raise RefusedError("tags", f"tag {header.tag:#x} is not among those declared in the hello")
         if hello.role == SOURCE and header.source != hello.name:
             raise RefusedError("protocol", f"source {hello.name} sent a frame of {header.source}")
+        if len(header.spent) > MAX_PEER_STAGES:
+            raise RefusedError("protocol", f"more than {MAX_PEER_STAGES} stages in `spent` leave the zipper no room")
         self.credits -= 1
 
     def grant(self, frames: int) -> Credit:

@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from appliance.config import PeerConfig
 from appliance.wire import PROTOCOL_VERSION, Accept, Control, Credit, Goaway, Header, Hello, Reject, Report
 from appliance.zipper.access import Access, RefusedError
-from appliance.zipper.conversation import REMOTE_CREDITS, SOURCE_CREDITS, TABLE, Conversation, State
+from appliance.zipper.conversation import MAX_PEER_STAGES, REMOTE_CREDITS, SOURCE_CREDITS, TABLE, Conversation, State
 
 SECRET = "a-credential-of-this-box"
 HELLOS = {
@@ -40,6 +41,16 @@ def test_credits_are_spent_and_granted() -> None:
         peer.frame(HEADER)
     assert peer.grant(1) == Credit(1)
     peer.frame(HEADER)
+
+
+def test_the_zippers_own_stages_find_room() -> None:
+    """A peer that fills them would make the zipper send frames on that other peers must refuse."""
+    peer = conversation()
+    peer.control(HELLOS["source"])
+    stages = {f"stage {number}": 1 for number in range(MAX_PEER_STAGES)}
+    peer.frame(replace(HEADER, spent=stages))
+    with pytest.raises(RefusedError, match="no room"):
+        peer.frame(replace(HEADER, spent={**stages, "one more": 1}))
 
 
 def test_credit_may_not_exceed_what_was_sent() -> None:
