@@ -1,12 +1,13 @@
 """The process of one model, or of none: the one without a model decodes pixels for guests that ask for them.
 
 Started as ``python -m appliance.inference.service PARENT SOCKET_FD RING_FD [SPEC]``, SPEC being a ModelSpec
-in JSON. Three threads, so that the picture of the next frame is decoded while the model runs on this one
-(both let go of the interpreter lock): the main thread reads messages, one decodes, one runs the model.
+in JSON. Two threads, so that the picture of the next frame is decoded while the model runs on this one (both
+let go of the interpreter lock): the main thread reads requests and decodes, the other runs the model.
 """
 
 import contextlib
 import os
+import queue
 import resource
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -32,7 +34,6 @@ from appliance.inference.messages import (
     ToModel,
 )
 from appliance.inference.model import ModelSpec
-from appliance.inference.pipeline import Pipeline, Run
 from appliance.inference.preprocessing import Array, PictureInput, pixels
 from appliance.inference.runtime import Model, Runtime, array_of
 from appliance.ipc.child import die_with_parent
@@ -54,6 +55,15 @@ FAULTS: dict[type[ApplianceError], str] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A request whose inputs are made."""
+
+    id: int
+    tensors: list[Array]
+    decode_us: int = 0
+
+
 class Service:
     """Answers the zipper's requests with one model (or none) until the socket is closed."""
 
@@ -64,7 +74,7 @@ class Service:
         self._sending = threading.Lock()
         self._ring = ring
         self._model = model
-        self._pipeline: Pipeline[Array] = Pipeline()
+        self._runs: queue.Queue[Run | None] = queue.Queue(maxsize=1)  # None: no more will come
         self._spare: deque[Array] = deque()  # input tensors to be filled again
         self._picture: PictureInput | None = None
         self._why_not = NO_MODEL
@@ -75,39 +85,37 @@ class Service:
             self._why_not = str(error)
 
     def run(self) -> bool:
-        """Serve until the socket is closed; whether both other threads have ended then, too."""
-        threads = [threading.Thread(target=target, daemon=True) for target in (self._decode, self._invoke)]
-        for thread in threads:
-            thread.start()
-        while (message := self._channel.receive()) is not None:
-            if not self._pipeline.put(message):
-                self._fail(message.id, ModelError("too many requests are waiting"))
-        self._pipeline.close()
-        deadline = time.monotonic() + CLOSE_SECONDS
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads)
+        """Serve until the socket is closed; whether the thread that runs the model has ended then, too.
 
-    def _decode(self) -> None:
-        while (request := self._pipeline.next_to_decode()) is not None:
+        Two threads: this one decodes the next input while the other runs the model on this one. An input that
+        waits for the model holds this thread back, and with it what still waits in the socket.
+        """
+        invoking = threading.Thread(target=self._invoke, daemon=True)
+        invoking.start()
+        while (request := self._channel.receive()) is not None:
             try:
                 self._begin(request)
             except ApplianceError as error:
                 self._fail(request.id, error)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        with contextlib.suppress(queue.Full):
+            self._runs.put(None, timeout=CLOSE_SECONDS)
+        invoking.join(max(0.0, deadline - time.monotonic()))
+        return not invoking.is_alive()
 
     def _begin(self, request: ToModel) -> None:
         """Do what comes before the model, and hand the rest to the thread that runs it."""
         if isinstance(request, GetPixels):
             self._send(Pixels(request.id, pixels(self._payload(request.frame), request)))
         elif isinstance(request, InferTensors):
-            self._pipeline.decoded(Run(request.id, self._tensors(request)))
+            self._runs.put(Run(request.id, self._tensors(request)))
         else:
             started = time.perf_counter_ns()
             tensor = self._input(request)
-            self._pipeline.decoded(Run(request.id, [tensor], (time.perf_counter_ns() - started) // 1000))
+            self._runs.put(Run(request.id, [tensor], (time.perf_counter_ns() - started) // 1000))
 
     def _invoke(self) -> None:
-        while self._model is not None and (run := self._pipeline.next_to_run()) is not None:
+        while self._model is not None and (run := self._runs.get()) is not None:
             started = time.perf_counter_ns()
             try:
                 outputs = self._model.run(run.tensors)
