@@ -107,7 +107,18 @@ class Appliance:
             self._say()
             connected = self.publisher.stats.connection.connected
             await self.publisher.drained(SETTLE_SECONDS if connected else AWAY_SECONDS)
-            return self.summary()
+            captured, dropped = self.captured, self.dropped()
+            handlers = {handler.spec.name: handler.status.state for handler in self.handlers}
+        return summarise(  # now that the publisher has stored what the broker did not take
+            captured=captured,
+            dropped=dropped,
+            stats=self.publisher.stats,
+            latency=self.publisher.latency,
+            memory_kb=self.memory_kb,
+            verdicts=self.verdicts,
+            handlers=handlers,
+            seconds=time.monotonic() - self.started,
+        )
 
     async def _build(self, stack: AsyncExitStack, specs: list[HandlerSpec]) -> None:
         """Bottom up; what is entered last is left first."""
@@ -286,17 +297,6 @@ class Appliance:
             "dropped": self.dropped(),
             "memory_kb": self.memory_kb,
         }
-
-    def summary(self) -> Summary:
-        return summarise(
-            captured=self.captured,
-            dropped=self.dropped(),
-            stats=self.publisher.stats,
-            latency=self.publisher.latency,
-            memory_kb=self.memory_kb,
-            verdicts=self.verdicts,
-            seconds=time.monotonic() - self.started,
-        )
 
 
 def _with_secrets(config: Config) -> tuple[PeerConfig, ...]:

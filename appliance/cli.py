@@ -14,7 +14,7 @@ import msgspec
 
 import appliance
 from appliance.config import CameraConfig, Config, HandlerConfig, LogConfig, check_config, load_config
-from appliance.errors import ApplianceError, ConfigError, deliberate
+from appliance.errors import ApplianceError, ConfigError, HandlerError, deliberate
 
 HANDLERS = Path(appliance.__file__).parent.parent / "handlers"
 """The example handlers, in a checkout."""
@@ -256,6 +256,9 @@ def _run_appliance(config: Config, state: str, *, as_json: bool, cameras: bool) 
             click.echo(msgspec.json.encode(summary).decode())
         elif cameras:
             show_summary(summary, console)
+        failed = [name for name, state in summary.handlers.items() if state == "failed"]
+        if failed:
+            raise HandlerError(f"{', '.join(failed)} could not be started: the log says why")
 
     asyncio.run(main())
 

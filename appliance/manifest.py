@@ -69,9 +69,11 @@ def load_manifest(directory: Path) -> Manifest:
     """Read ``handler.toml`` of a handler's directory; HandlerError names the file and the key."""
     path = directory / MANIFEST_FILE
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(data) > MAX_MANIFEST_BYTES:
             raise HandlerError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes")
-        manifest = msgspec.convert(tomllib.loads(path.read_text("utf-8")), Manifest, strict=True)
+        manifest = msgspec.convert(tomllib.loads(data.decode("utf-8")), Manifest, strict=True)
     except OSError as error:
         raise HandlerError(
             f"{path}: cannot be read: {error.strerror}; a handler is a directory with a {MANIFEST_FILE}"

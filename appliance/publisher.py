@@ -112,6 +112,7 @@ class Publisher:
         self._wakes_at: float | None = None
         self._spool_trouble = ""
         self._stopping = False
+        self._given_up = 0
 
     # --- life ----------------------------------------------------------------------------------------------
 
@@ -148,6 +149,8 @@ class Publisher:
             # the task group hears of a cancellation alone: another error leaves the body as it is, in no group
             cancelled = isinstance(error, asyncio.CancelledError)
             await self._stack.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
+            self._given_up = len(self._waiting)  # neither broker nor disk has taken these
+            self._counts.lost += self._given_up
             for row_id in list(self._waiting):
                 self._answer(row_id, ok=False)
 
@@ -207,7 +210,7 @@ class Publisher:
             spooled=counts.spooled,
             lost=counts.lost,
             refused=dict(counts.refused),
-            backlog=self._outbox.unacknowledged,
+            backlog=self._outbox.unacknowledged - self._given_up,
             connection=self._client.connection,
         )
 

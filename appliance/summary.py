@@ -59,6 +59,8 @@ class Summary(msgspec.Struct, frozen=True):
     """``total`` (capture to acknowledgement) and each stage: p50, p95, p99."""
     memory_mb: dict[str, float]
     """Proportional set size of each process, and their ``total``."""
+    handlers: dict[str, str]
+    """State of each handler at the end: ``failed`` is one that could not be started at all."""
     truth: dict[str, int] | None = None
     """``checked`` and ``matched``, where the camera knows what it showed."""
 
@@ -71,6 +73,7 @@ def summarise(
     latency: Mapping[str, Histogram],
     memory_kb: Mapping[str, int],
     verdicts: Verdicts,
+    handlers: Mapping[str, str],
     seconds: float,
 ) -> Summary:
     memory = {name: round(size / 1024, 1) for name, size in memory_kb.items()}
@@ -84,6 +87,7 @@ def summarise(
         lost=stats.lost + sum(stats.refused.values()),
         latency_ms={stage: milliseconds(histogram) for stage, histogram in latency.items()},
         memory_mb={**memory, "total": round(sum(memory_kb.values()) / 1024, 1)},
+        handlers=dict(handlers),
         truth={"checked": verdicts.checked, "matched": verdicts.matched} if verdicts.checked else None,
     )
 

@@ -227,7 +227,7 @@ def main() -> None:
 
 def everything(bench: Bench, directory: Path, rounds: int, frames: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"model": bench.model.name, "jpeg_bytes": len(bench.jpeg.read_bytes()), "rounds": []}
-    with bench.appliance() as process:
+    with bench.appliance():
         bench.measure("bare", frames // 4, 0)
         bench.measure("appliance", frames // 4, 0)
         for _ in range(rounds):
@@ -235,10 +235,12 @@ def everything(bench: Bench, directory: Path, rounds: int, frames: int) -> dict[
             rate = full["bare"]["fps"] / 2
             half = {who: bench.measure(who, frames // 2, rate) for who in ("bare", "appliance")}
             figures["rounds"].append({"saturated": full, "half_load": half})
-        one = bench.memory_mb(process.pid)
-    with bench.appliance(handlers=3) as process:
-        bench.camera(50, 0)
-        figures["memory_further_handler_mb"] = (bench.memory_mb(process.pid) - one) / 2
+    sizes = {}
+    for handlers in (1, 5):  # each fresh, after the same frames
+        with bench.appliance(handlers) as process:
+            bench.camera(100, 0)
+            sizes[handlers] = bench.memory_mb(process.pid)
+    figures["memory_further_handler_mb"] = (sizes[5] - sizes[1]) / 4
     state = directory / "run"
     first_result_seconds(bench, state)
     figures["first_result_s"] = statistics.median(first_result_seconds(bench, state) for _ in range(3))

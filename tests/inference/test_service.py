@@ -109,7 +109,9 @@ def test_the_memory_of_inputs_is_used_again(watched: Watched, zipper: Channel, r
     for _ in range(20):
         assert isinstance(zipper.receive(), Outputs)
     assert len(watched.tensors) == 20
-    assert len({id(tensor) for tensor in watched.tensors}) <= 3  # one is filled, one waits, one is run  # one is filled or waits, one is run
+    assert (
+        len({id(tensor) for tensor in watched.tensors}) <= 3
+    )  # one is filled, one waits, one is run  # one is filled or waits, one is run
 
 
 def test_what_decoding_and_the_model_took_is_told(zipper: Channel, ring: RingWriter) -> None:

@@ -344,6 +344,7 @@ async def test_an_end_with_a_broken_disk_says_so(
         monkeypatch.setattr(publishing._spool, "store", fail)
         publishing.offer(frame(0), answers.of(0))
     assert answers.refused == [0], "never accepted"
+    assert (publishing.stats.lost, publishing.stats.backlog) == (1, 0)
     assert "event=results_not_stored results=1" in caplog.text
 
 

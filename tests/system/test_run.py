@@ -156,6 +156,28 @@ def test_a_classifier_without_a_model_says_how_to_give_one(tmp_path: Path) -> No
     assert "--set classify.model.model=PATH" in ran.stderr
 
 
+def test_a_handler_that_cannot_be_started_is_a_failure(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "handler.toml").write_text('name = "broken"\nversion = "1.0.0"\nobserves = [1]\n')
+    (broken / "handler.wasm").write_bytes(b"\0asm\x01\0\0\0garbage")
+    ran = run(tmp_path, "run", "--frames", "10", "--handler", str(broken), "--json")
+    assert ran.returncode == 1
+    summary = json.loads(ran.stdout)
+    assert summary["handlers"] == {"broken": "failed"}
+    assert summary["results"] == 0
+    assert summary["dropped"]["failed_broken"] > 0
+    assert "broken could not be started" in ran.stderr.splitlines()[-1]
+
+
+def test_a_spool_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "state" / "spool.sqlite").mkdir(parents=True)
+    ran = run(tmp_path, "run", "--frames", "20")
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert "spool.sqlite fails" in line
+
+
 def test_doctor_and_config(tmp_path: Path) -> None:
     examined = run(tmp_path, "doctor")
     assert examined.returncode == 0, examined.stdout
