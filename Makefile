@@ -49,7 +49,7 @@ clean: ## Remove what make has made (the virtual environment, caches, the state 
 $(VENV)/.run: export CFLAGS += -Wno-error=incompatible-pointer-types
 $(VENV)/.run: setup.cfg pyproject.toml | .system-build
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) has no venv: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
