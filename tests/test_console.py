@@ -13,7 +13,7 @@ def emitted(payload: bytes) -> Frame:
     return Frame(0x40, "camera", 0, 0, "cbor", payload)
 
 
-SUMMARY = Summary(1.0, 1, {}, 1, 1, 0, 0, {}, {"total": 1.0})
+SUMMARY = Summary(1.0, 1, {}, 1, 1, 0, 0, {}, {"total": 1.0}, {"parts": "running"})
 
 
 @pytest.mark.parametrize("label", ["[/b]", "[red]x", ":warning:", "[link=x"])
