@@ -17,6 +17,10 @@ MANIFEST_FILE = "handler.toml"
 MAX_MANIFEST_BYTES = 64 << 10
 MAX_MODULE_BYTES = 8 << 20
 MAX_LABELS_BYTES = 256 << 10
+MAX_FILES = 16
+MAX_FILES_BYTES = 8 << 20
+"""Of all files of a handler together: they are sent to its worker in one message, with the module."""
+MAX_ARGUMENTS = 32
 
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 """A plain file name beside the manifest: no directories, nothing hidden."""
@@ -45,22 +49,52 @@ class ModelUse(Section, frozen=True, kw_only=True):
     """Feed a float32 model samples from 0 to 1; most were trained on -1 to 1. Others are not affected."""
 
 
+class CommandUse(Section, frozen=True, kw_only=True):
+    """How a WASI program is called for each frame, where ``abi`` is ``command``."""
+
+    arguments: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_ARGUMENTS)] = (
+        "handler",
+        "{frame}",
+    )
+    """``argv``. ``{frame}`` is the path of the frame's file; ``{source}``, ``{seq}`` and ``{tag}`` are the frame's."""
+    frame: FileName = "frame.jpg"
+    """Name of that file. ``.jpg`` is the picture as it came, ``.png``, ``.bmp`` and ``.ppm`` are made of it; any other
+    ending gives the frame's bytes as they are."""
+
+
 class Limits(Section, frozen=True, kw_only=True):
     deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 1000
     """Time of the guest's own per frame; waiting for the host does not count."""
     memory_mb: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     """Linear memory of the guest."""
+    gas: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    """Millions of instructions per frame; not given: about as many as fit in the deadline on this machine."""
+    host_calls: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    """Calls of host functions per frame."""
+    emits_per_second: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2000
+    """Frames it may emit, on average; a second's worth at once."""
+    emit_kb_per_second: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 32_768
+    """KiB of payload it may emit, likewise."""
+    log_lines_per_second: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
+    """Lines of log, likewise; further ones are dropped and counted."""
 
 
 class Manifest(Section, frozen=True, kw_only=True):
     name: Name
     version: Version
     description: str = ""
-    abi: Literal["native"] = "native"
+    abi: Literal["native", "yomo", "bindgen", "command"] = "native"
+    """How the module is called: docs/handler-abi.md. Whatever it is, a module may import from every ABI."""
+    engine: Literal["wasm3", "wasmtime"] = "wasm3"
     module: FileName = "handler.wasm"
     observes: tuple[Tag, ...]
     emits: tuple[EmitSpec, ...] = ()
     models: tuple[ModelUse, ...] = ()
+    guest_models: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
+    """How many models the module may bring itself (in its code or its files), as guests of other systems do."""
+    files: Annotated[tuple[FileName, ...], msgspec.Meta(max_length=MAX_FILES)] = ()
+    """Files beside the manifest that the module may open, where its ABI has files."""
+    command: CommandUse | None = None
     settings: dict[str, str] = {}
     limits: Limits = Limits()
 

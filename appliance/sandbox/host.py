@@ -194,11 +194,18 @@ class HandlerHost:
             handler=self.spec.name,
             module=self.spec.module,
             abi=self.spec.abi,
+            engine=self.spec.engine,
             emits=sorted(self.spec.emits),
             models=models,
             settings=dict(self.spec.settings),
             state=dict(self._guest_state),
             memory_bytes=self.spec.limits.memory_mb << 20,
+            deadline_ms=self.spec.limits.deadline_ms,
+            gas=self.spec.limits.gas and self.spec.limits.gas * 1_000_000,
+            host_calls=self.spec.limits.host_calls,
+            guest_models=self.spec.guest_models,
+            files=dict(self.spec.files),
+            command=self.spec.command,
             cpu_seconds=CPU_SECONDS,
         )
         return setup, Rules(self.spec.limits.deadline_ms / 1000, frozenset(self.spec.emits), inputs)

@@ -20,6 +20,7 @@ from appliance.sandbox.messages import (
     FromWorker,
     Inferred,
     Job,
+    Loaded,
     Log,
     PixelData,
     Refused,
@@ -27,7 +28,17 @@ from appliance.sandbox.messages import (
     WantInference,
     WantPixels,
 )
-from appliance.sandbox.session import Broken, Fault, Finished, InferenceResult, Running, Session, printable
+from appliance.sandbox.session import (
+    LOAD_SECONDS,
+    Broken,
+    Event,
+    Fault,
+    Finished,
+    InferenceResult,
+    Running,
+    Session,
+    printable,
+)
 from appliance.sandbox.spawning import WorkerProcess
 from appliance.sandbox.spec import HandlerSpec
 
@@ -143,8 +154,10 @@ class WorkerLife:
             if not self._ending.done():
                 self._ending.set_exception(error)
 
-    def _act_on(self, event: Running | Finished | Broken | WantInference | WantPixels | Log) -> None:
+    def _act_on(self, event: Event) -> None:
         match event:
+            case Loaded():
+                pass  # the deadline is armed anew
             case Log():
                 self._log.log(event.level, "event=guest_says text=%s", printable(event.text))
             case WantInference() | WantPixels():
@@ -182,10 +195,12 @@ class WorkerLife:
 
     def _overdue(self) -> None:
         self._worker.kill()
-        what = "loading and init" if self.session.starting else "handle"
-        self._end(
-            Ending("deadline", f"{what} took more than {self._spec.limits.deadline_ms} ms of the guest's own time")
-        )
+        if self.session.loading:
+            message = f"loading the module took more than {LOAD_SECONDS:g} s"
+        else:
+            what = "init" if self.session.starting else "handle"
+            message = f"{what} took more than {self._spec.limits.deadline_ms} ms of the guest's own time"
+        self._end(Ending("deadline", message))
 
     # --- what the guest asks for ---------------------------------------------------------------------------
 

@@ -33,6 +33,9 @@ EMIT_FORMATS = frozenset({"jpeg", "cbor", "json", "bytes"})
 GuestFault = Literal[
     "error",  # handle returned non-zero
     "trap",
+    "gas",  # it ran more instructions than it may about one frame
+    "budget",  # it called the host more often, or emitted more, than its manifest allows
+    "output",  # what it returned is not what its ABI says
     "init",  # init returned non-zero
     "load",  # wasm3 cannot run the module
     "link",  # it imports or exports what its ABI does not have
@@ -62,6 +65,15 @@ class GuestModel(msgspec.Struct, frozen=True):
     labels: list[str]
 
 
+class CommandSpec(msgspec.Struct, frozen=True):
+    """How a WASI program is called for a frame."""
+
+    arguments: list[str]
+    """Words with ``{frame}``, ``{source}``, ``{seq}`` and ``{tag}`` in them; the first is the program's own name."""
+    frame: str
+    """Name of the file that holds the frame; its ending says in which format."""
+
+
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
     """First message to a new worker."""
 
@@ -77,6 +89,19 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     """Address space the process may use for the guest's linear memory."""
     cpu_seconds: int
     """RLIMIT_CPU over the worker's life: the backstop behind the deadline. It is replaced well before."""
+    engine: str = "wasm3"
+    deadline_ms: int = 1000
+    """Time of the guest's own per frame; the zipper enforces it, the worker makes gas of it."""
+    gas: int | None = None
+    """Instructions per frame, as ``limits.gas`` says; None: as many as the deadline has room for."""
+    host_calls: int = 10_000
+    """Calls of host functions per frame."""
+    guest_models: int = 0
+    """Models that the guest may bring itself."""
+    files: dict[str, bytes] = {}
+    """What a guest of an ABI with files can open, by name."""
+    command: CommandSpec | None = None
+    """How a program is called, where the convention is ``command``."""
 
 
 class Job(msgspec.Struct, frozen=True, tag="job"):
@@ -125,11 +150,14 @@ class Lockdown(msgspec.Struct, frozen=True):
         return f"{there}; not in force: {missing}" if missing else there
 
 
-class Started(msgspec.Struct, frozen=True, tag="started"):
-    """The module is loaded and its ``init`` has returned: jobs may come."""
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """The process is locked down and the module loaded; now the guest begins: its start function and ``init``."""
 
     lockdown: Lockdown = Lockdown()
-    """As it was before the guest ran. A guest that has broken out in ``init`` can lie about it."""
+
+
+class Started(msgspec.Struct, frozen=True, tag="started"):
+    """The guest's ``init`` has returned: jobs may come."""
 
 
 class WantInference(msgspec.Struct, frozen=True, tag="infer"):
@@ -178,7 +206,7 @@ class Trapped(msgspec.Struct, frozen=True, tag="trapped"):
 
 
 ToWorker = Setup | Job | Inferred | PixelData | Refused
-FromWorker = Started | WantInference | WantPixels | Done | Log | Trapped
+FromWorker = Loaded | Started | WantInference | WantPixels | Done | Log | Trapped
 
 
 # --- zipper -> zygote --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from appliance.inference.messages import Crop, View
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
 from appliance.sandbox.emits import EmitError, Emits
+from appliance.sandbox.engine import GuestFailedError
 from appliance.sandbox.messages import (
     LOG_LEVELS,
     MAX_LOG_LINE,
@@ -57,6 +58,9 @@ class Services:
     def __init__(self, setup: Setup, channel: BlockingChannel[ToWorker], ring: RingReader) -> None:
         self.models: list[GuestModel] = setup.models
         self.settings = setup.settings
+        self.host_calls = 0
+        """Calls of host functions since the start: each leaks a little."""
+        self._max_calls = setup.host_calls
         self._channel = channel
         self._ring = ring
         self._tags = frozenset(setup.emits)
@@ -95,8 +99,18 @@ class Services:
         self._changes: dict[str, bytes] = {}
         self._outputs.clear()  # else a guest could take the last frame's answer for this one's
         self._logs = self._wishes = 0
+        self._calls = 0
         self._started_ns = perf_counter_ns()
         self._waited_ns = 0
+
+    def count_call(self) -> None:
+        """A host function was called; GuestFailedError ``budget`` beyond what the handler may about one frame."""
+        self.host_calls += 1
+        self._calls += 1
+        if self._calls > self._max_calls:
+            raise GuestFailedError(
+                "budget", f"more than {self._max_calls} host calls about one frame (limits.host_calls)"
+            )
 
     # --- the frame -----------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from appliance.sandbox.messages import (
     FromWorker,
     GuestFault,
     Job,
+    Loaded,
     Lockdown,
     Log,
     Started,
@@ -46,8 +47,8 @@ Fault = (
         "stopped",  # it is being shut down
     ]
 )
-START_GRACE = 3.0
-"""Seconds for fork, parsing and linking, on top of the guest's own time in ``init``."""
+LOAD_SECONDS = 3.0
+"""For the worker to be locked down and to load the module: no code of the guest's runs meanwhile."""
 
 
 class InferenceResult(Protocol):
@@ -100,7 +101,7 @@ class Broken:
     message: str
 
 
-Event = Running | Finished | Broken | WantInference | WantPixels | Log
+Event = Loaded | Running | Finished | Broken | WantInference | WantPixels | Log
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +125,22 @@ class Session:
         self.told_nothing_since_a_frame = False
         """Its last word was the end of a frame: an orderly exit now loses nothing."""
         self._rules = rules
+        self._lockdown: Lockdown | None = None
         self._jobs: deque[Job] = deque()
         self._asked_at: float | None = None
         self._running_since: float | None = None
         self._account: Finished
-        self._begin(rules.deadline + START_GRACE, now)
+        self._begin(LOAD_SECONDS, now)
 
     @property
     def deadline(self) -> float | None:
         """When the guest's own time is over; None while it waits for the zipper or has nothing to do."""
         return None if self._running_since is None else self._running_since + self._left
+
+    @property
+    def loading(self) -> bool:
+        """No code of the guest's has run yet."""
+        return self._lockdown is None
 
     @property
     def asking(self) -> bool:
@@ -163,10 +170,14 @@ class Session:
                 return self._logged(message)
             case Trapped():
                 return self._trapped(message, now)
-            case Started() if self.starting:
+            case Loaded() if self._lockdown is None:
+                self._lockdown = message.lockdown
+                self._begin(self._rules.deadline, now)
+                return message
+            case Started() if self.starting and self._lockdown is not None:
                 self.starting = False
                 self._next(now)
-                return Running(message.lockdown)
+                return Running(self._lockdown)
             case Done() if not self.starting:
                 return self._done(message, now)
             case WantInference() | WantPixels() if not self.starting:

@@ -1,7 +1,7 @@
 """A handler as it will run: its manifest, its files and what the operator changed, read and checked once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,13 +10,16 @@ from appliance.errors import ConfigError, HandlerError
 from appliance.inference.model import ModelSpec, digest_of
 from appliance.manifest import (
     MANIFEST_FILE,
+    MAX_FILES_BYTES,
     MAX_LABELS_BYTES,
     MAX_MODULE_BYTES,
+    CommandUse,
     Limits,
     Manifest,
     ModelUse,
     load_manifest,
 )
+from appliance.sandbox.messages import CommandSpec
 
 MAX_MODELS = 16
 MAX_LABELS = 32_768
@@ -52,6 +55,11 @@ class HandlerSpec:
     models: tuple[HandlerModel, ...]
     settings: Mapping[str, str]
     limits: Limits
+    engine: str = "wasm3"
+    guest_models: int = 0
+    """How many models the module may bring itself."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    command: CommandSpec | None = None
 
 
 def load_handler(config: HandlerConfig, inference: InferenceConfig) -> HandlerSpec:
@@ -72,12 +80,30 @@ def load_handler(config: HandlerConfig, inference: InferenceConfig) -> HandlerSp
         version=manifest.version,
         module=_read(directory / manifest.module, MAX_MODULE_BYTES),
         abi=manifest.abi,
+        engine=manifest.engine,
         observes=manifest.observes if config.observes is None else config.observes,
         emits={emit.tag: emit.publish for emit in manifest.emits},
         models=tuple(_model(name, directory, use, files, inference) for use in manifest.models),
         settings=settings,
         limits=manifest.limits,
+        guest_models=manifest.guest_models,
+        files=_files(directory, manifest.files),
+        command=_command(manifest),
     )
+
+
+def _files(directory: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    left = MAX_FILES_BYTES
+    for name in names:
+        files[name] = _read(directory / name, left)
+        left -= len(files[name])
+    return files
+
+
+def _command(manifest: Manifest) -> CommandSpec | None:
+    use = manifest.command or (CommandUse() if manifest.abi == "command" else None)
+    return CommandSpec(list(use.arguments), use.frame) if use else None
 
 
 def _overrides(name: str, manifest: Manifest, given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -12,16 +12,18 @@ from time import process_time
 from appliance.errors import PeerError
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
-from appliance.sandbox.abi import ABIS, Abi
-from appliance.sandbox.engine import GuestFailedError, Instance
+from appliance.sandbox.abi import Abi, bind
+from appliance.sandbox.engine import GuestFailedError, open_engine
 from appliance.sandbox.lockdown import lock_down
-from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Setup, Started, ToWorker, Trapped
+from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Loaded, Setup, Started, ToWorker, Trapped
 from appliance.sandbox.services import Services, ZipperGoneError
 
 MAX_HOST_CALLS = 100_000
 """After these a worker is replaced: wasm3's binding leaks 130 to 145 bytes a call, so 14 MB by then."""
 MAX_TRAPS = 16
-"""After these too: a C guest that traps leaves its stack pointer where it was, and so loses some stack each time."""
+"""After these too: a C guest that is stopped leaves its stack pointer where it was, and loses some stack each time."""
+ABANDONED = frozenset({"trap", "gas", "budget"})
+"""Failures that stop the guest in the middle of a function."""
 CPU_SHARE = 0.5
 """Part of RLIMIT_CPU that is used up before the worker is replaced."""
 
@@ -64,17 +66,20 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         return DONE
     if not isinstance(setup, Setup):
         raise PeerError("the first message must be the setup")
-    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds)
+    engine = open_engine(setup.engine)
     services = Services(setup, channel, ring)
+    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds)
     try:
-        abi = ABIS[setup.abi](Instance(setup.module, setup.memory_bytes), services)
+        instance = engine.load(setup.module, setup.memory_bytes)
+        channel.send(Loaded(lockdown))
+        abi = bind(setup.abi, instance, services)
         abi.start()
     except GuestFailedError as error:
         _tell(channel, error.kind, str(error))
         return FAILED
-    channel.send(Started(lockdown))
+    channel.send(Started())
     traps = 0
-    while not _worn(abi, traps, setup.cpu_seconds):
+    while not _worn(services, traps, setup.cpu_seconds):
         job = services.next()
         if job is None:
             return DONE
@@ -84,8 +89,8 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     return DONE
 
 
-def _worn(abi: Abi, traps: int, cpu_seconds: int) -> bool:
-    return abi.host_calls > MAX_HOST_CALLS or traps >= MAX_TRAPS or process_time() > cpu_seconds * CPU_SHARE
+def _worn(services: Services, traps: int, cpu_seconds: int) -> bool:
+    return services.host_calls > MAX_HOST_CALLS or traps >= MAX_TRAPS or process_time() > cpu_seconds * CPU_SHARE
 
 
 def _handle(channel: BlockingChannel[ToWorker], services: Services, abi: Abi, job: Job) -> bool:
@@ -96,5 +101,5 @@ def _handle(channel: BlockingChannel[ToWorker], services: Services, abi: Abi, jo
         channel.send(services.finish())
     except GuestFailedError as error:
         channel.send(Trapped(error.kind, str(error)[:MAX_TRAP_TEXT], fatal=False))
-        return error.kind != "trap"
+        return error.kind not in ABANDONED
     return True

@@ -17,6 +17,7 @@ import msgspec
 from appliance.ipc.child import die_with_parent
 from appliance.ipc.packets import PACKET_BYTES, Assembler, pack
 from appliance.sandbox import worker
+from appliance.sandbox.engine import wasm3_engine  # noqa: F401 - the engine of almost every worker: loaded once, for all
 from appliance.sandbox.lockdown import prepare
 from appliance.sandbox.messages import Exited, Spawn, Spawned, SpawnFailed, ToWorker
 

@@ -17,8 +17,8 @@ from appliance.cbor import decode_strict
 from appliance.inference.messages import TensorInfo, View
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import FrameRef, RingReader
-from appliance.sandbox.abi.native import NativeAbi
-from appliance.sandbox.engine import GuestFailedError, Instance
+from appliance.sandbox.abi import bind
+from appliance.sandbox.engine import GuestFailedError, open_engine
 from appliance.sandbox.messages import (
     Emit,
     Errno,
@@ -117,7 +117,7 @@ class Guest:
         # this object has the few methods of both that the services call
         channel, ring = cast("BlockingChannel[ToWorker]", self), cast("RingReader", self)
         self._services = Services(setup, channel, ring)
-        self.abi = NativeAbi(Instance(module, MEMORY_BYTES), self._services)
+        self.abi = bind("native", open_engine("wasm3").load(module, MEMORY_BYTES), self._services)
         self._init_status = _status(self.abi.start)
 
     def init(self) -> int:

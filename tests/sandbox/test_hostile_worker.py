@@ -24,6 +24,7 @@ from appliance.sandbox.messages import (
     FromWorker,
     Inferred,
     Job,
+    Loaded,
     Log,
     Setup,
     Started,
@@ -95,7 +96,7 @@ class FakeZygote:
         await until(lambda: len(self.workers) > number)
         worker = self.workers[number]
         await worker.hear(1)
-        worker.say(Started())
+        worker.say(Loaded(), Started())
         return worker
 
 

@@ -27,6 +27,7 @@ from appliance.sandbox.messages import (
     MAX_REASON,
     FromWorker,
     Inferred,
+    Loaded,
     Lockdown,
     Setup,
     Started,
@@ -183,7 +184,7 @@ def test_a_report_is_as_bounded_as_all_that_a_worker_says() -> None:
     long = "x" * (MAX_REASON + 1)
     many = {str(number): "" for number in range(MAX_MEASURES + 1)}
     for lockdown in (Lockdown([long]), Lockdown([], {"uid": long}), Lockdown([], many), Lockdown(list(many))):
-        (packet,) = pack(Started(lockdown))
+        (packet,) = pack(Loaded(lockdown))
         with pytest.raises(PeerError):
             Assembler[FromWorker](FromWorker).feed(packet)
 
@@ -241,7 +242,8 @@ def setup(module: bytes) -> Setup:
 
 async def test_a_defect_of_ours_after_the_lockdown_is_told_not_killed() -> None:
     """Lines of source cannot be read any more."""
-    (started, told), status = await talk(setup(NOTHING), Inferred([]))
+    (loaded, started, told), status = await talk(setup(NOTHING), Inferred([]))
+    assert isinstance(loaded, Loaded)
     assert isinstance(started, Started)
     assert isinstance(told, Trapped)
     assert told.message.startswith("PeerError: a Inferred between two frames; at ")

@@ -24,13 +24,14 @@ from appliance.sandbox.messages import (
     Emit,
     FromWorker,
     Job,
+    Loaded,
     Log,
     Started,
     Trapped,
     WantInference,
     WantPixels,
 )
-from appliance.sandbox.session import START_GRACE, Broken, Finished, Rules, Running, Session, printable
+from appliance.sandbox.session import LOAD_SECONDS, Broken, Finished, Rules, Running, Session, printable
 
 DEADLINE = 0.5
 RULES = Rules(DEADLINE, frozenset({TAG}), ((12, 3), (5,)))
@@ -44,6 +45,7 @@ def job(seq: int = 1) -> Job:
 
 def started(*jobs: Job, now: float = 0.0) -> Session:
     session = Session(RULES, {}, now)
+    session.receive(Loaded(), now)
     assert session.receive(Started(), now) == Running()
     for one in jobs:
         session.give(one, now)
@@ -71,10 +73,13 @@ def test_jobs_given_before_the_start_begin_with_it() -> None:
     session = Session(RULES, {}, 10.0)
     session.give(one := job(), 10.1)
     assert session.job is None
-    assert session.deadline == 10.0 + DEADLINE + START_GRACE
-    session.receive(Started(), 11.0)
+    assert session.deadline == 10.0 + LOAD_SECONDS
+    session.receive(Loaded(), 10.5)
+    assert session.job is None
+    assert session.deadline == 10.5 + DEADLINE
+    session.receive(Started(), 10.7)
     assert session.job is one
-    assert session.deadline == 11.0 + DEADLINE
+    assert session.deadline == 10.7 + DEADLINE
 
 
 def test_waiting_for_the_zipper_does_not_count() -> None:
@@ -154,6 +159,7 @@ def test_an_orderly_exit_is_one_after_a_frame() -> None:
 
 def test_state_is_committed_with_the_frame() -> None:
     session = Session(RULES, {"a": b"1", "b": b"2"}, 0.0)
+    session.receive(Loaded(), 0.0)
     session.receive(Started(), 0.0)
     for one in (job(1), job(2)):
         session.give(one, 0.0)
@@ -165,6 +171,7 @@ def test_state_is_committed_with_the_frame() -> None:
 
 PROTOCOL_ERRORS: list[tuple[str, FromWorker]] = [
     ("not due", Started()),
+    ("loaded again", Loaded()),
     ("negative model", WantInference(-1, View())),
     ("model that is not declared", WantInference(2, View())),
     ("crop", WantInference(0, View(Crop(-1, 0, 1, 1)))),
@@ -204,7 +211,8 @@ def test_what_no_honest_worker_says(message: FromWorker) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [Started(), DONE, WISH, WantPixels(Crop(), "rgb", 1, 1), Log(20, ""), Trapped("trap", "", fatal=False)]
+    "message",
+    [Loaded(), Started(), DONE, WISH, WantPixels(Crop(), "rgb", 1, 1), Log(20, ""), Trapped("trap", "", fatal=False)],
 )
 def test_a_worker_without_a_frame_has_nothing_to_say(message: FromWorker) -> None:
     with pytest.raises(PeerError, match="without a frame"):
@@ -257,7 +265,7 @@ def test_printable_is_one_harmless_line(text: str) -> None:
 # --- any worker at all --------------------------------------------------------------------------------------
 
 MESSAGES: st.SearchStrategy[FromWorker] = st.one_of(
-    st.just(Started()),
+    st.sampled_from([Loaded(), Started()]),
     st.just(DONE),
     st.builds(
         Done, st.just([Emit(TAG, "cbor", b"\x01")]), st.dictionaries(st.text(max_size=3), st.binary()), st.integers()
@@ -319,7 +327,7 @@ class Ledger:
 @given(STEPS)
 def test_whatever_a_worker_says_every_job_ends_once_and_in_order(steps: list[object]) -> None:
     ledger = Ledger()
-    ledger.play([Started(), *steps] if len(steps) % 2 else steps)
+    ledger.play([Loaded(), Started(), *steps] if len(steps) % 2 else steps)
     unread = [one.seq for one in ledger.session.unread()]
     assert ledger.finished + unread == ledger.given
 
@@ -328,7 +336,7 @@ def test_whatever_a_worker_says_every_job_ends_once_and_in_order(steps: list[obj
 @given(STEPS)
 def test_a_worker_that_owes_something_always_has_a_deadline_or_waits_for_us(steps: list[object]) -> None:
     ledger = Ledger()
-    for step in [Started(), "give", *steps]:
+    for step in [Loaded(), Started(), "give", *steps]:
         try:
             if ledger._step(step):
                 return

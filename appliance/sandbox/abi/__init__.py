@@ -1,28 +1,45 @@
-"""Guest ABIs by name: one module each.
+"""Guest ABIs: what a guest may import, and how it is called. One module each.
 
-An ABI says which functions a guest may import, what is called once and what for every frame; everything a function
-does is done by :class:`appliance.sandbox.services.Services`.
+*Host modules* are the functions of one import module; every guest is linked with all of them. A *convention* says
+what is called once and what for every frame; the manifest's ``abi`` names it. Both only translate: everything a
+function does is done by :class:`appliance.sandbox.services.Services`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
-from appliance.sandbox.abi.native import NativeAbi
+from appliance.sandbox.abi.guest import Guest
+from appliance.sandbox.abi.native import Native, NativeAbi
 from appliance.sandbox.engine import Instance
 from appliance.sandbox.services import Services
 
 
 class Abi(Protocol):
-    """A guest, bound to its host. Both methods raise GuestFailedError where the guest fails."""
-
-    host_calls: int
-    """Calls of host functions since the start: each leaks a little."""
+    """A convention, bound to a guest that is linked. Both methods raise GuestFailedError where the guest fails."""
 
     def start(self) -> None:
-        """Link, find what the guest must export, and let it initialise; kinds ``link``, ``init``, ``trap`` …"""
+        """Find what the guest must export, and let it initialise; kinds ``link``, ``init``, ``trap`` …"""
 
     def handle(self) -> None:
         """Let the guest handle the current frame; kinds ``error`` (it says that it failed), ``trap`` …"""
 
 
-ABIS: dict[str, Callable[[Instance, Services], Abi]] = {"native": NativeAbi}
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The host modules of one guest."""
+
+    guest: Guest
+    native: Native
+
+
+ABIS: Mapping[str, Callable[[Hosts], Abi]] = {"native": lambda hosts: NativeAbi(hosts.guest)}
+
+
+def bind(abi: str, instance: Instance, services: Services) -> Abi:
+    """Link a guest with all host modules, for a convention; GuestFailedError ``link``."""
+    guest = Guest(instance, services)
+    hosts = Hosts(guest, Native(guest))
+    instance.link(chain(hosts.native.functions()))
+    return ABIS[abi](hosts)

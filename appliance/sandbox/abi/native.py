@@ -1,20 +1,19 @@
 """The native ABI, version 1: the functions of ``handlers/sdk/c/appliance.h``. ``docs/handler-abi.md`` is of record.
 
-Here pointers become bytes and back. Every i32 arrives signed and is masked; every pointer is checked against the
-memory as it is now, because a view of it dangles once the guest has run again.
+Here pointers become bytes and back; :class:`appliance.sandbox.abi.guest.Guest` checks them.
 """
 
 import math
 import struct
 from array import array
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from time import monotonic_ns
 
 from appliance.inference.messages import LETTERBOX, STRETCH, Crop, TensorInfo, View
-from appliance.sandbox.engine import GuestFailedError, HostFunction, Instance
+from appliance.sandbox.abi.guest import Guest, Method
+from appliance.sandbox.engine import GuestFailedError, HostFunction
 from appliance.sandbox.messages import MAX_EMIT_BYTES, MAX_STATE_KEY, MAX_STATE_VALUE, Errno, GuestModel
-from appliance.sandbox.services import SAMPLES, RefusalError, Services
+from appliance.sandbox.services import SAMPLES, RefusalError
 
 MODULE = "appliance"
 FORMATS = {"jpeg": 1, "rgb": 2, "gray": 3, "cbor": 4, "json": 5, "bytes": 6}
@@ -42,101 +41,45 @@ MAX_LOG_READ = 4096
 _FRAME = struct.Struct("<QQIIIIII")
 _TENSOR = struct.Struct("<II8IIIfi")
 _CROP = struct.Struct("<4i")
-_U32 = 0xFFFF_FFFF
 
 
-class NativeAbi:
-    """A guest of the native ABI: exports ``handle`` and perhaps ``init``, both () -> i32."""
+class Native:
+    """The host functions of the module ``appliance``."""
 
-    def __init__(self, instance: Instance, services: Services) -> None:
-        self.host_calls = 0
-        self._view: memoryview | None = None
-        self._instance = instance
-        self._services = services
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._services = guest.services
 
-    def start(self) -> None:
-        self._instance.link(HostFunction(MODULE, *function) for function in self._functions())
-        handle = self._instance.find("handle")
-        if handle is None:
-            raise GuestFailedError("link", "it does not export handle, a function of type () -> i32")
-        self._handle = handle
-        init = self._instance.find("init")
-        status = 0 if init is None else init()
-        if status:
-            raise GuestFailedError("init", f"init returned {_describe(status)}; the handler's log may say why")
-
-    def handle(self) -> None:
-        status = self._handle()
-        if status:
-            raise GuestFailedError("error", f"handle returned {_describe(status)}")
-
-    def _functions(self) -> Iterable[tuple[str, str, Callable[..., int]]]:
-        """(name, wasm3 signature, what is called) of every function."""
-        for name, signature, method in (
-            ("frame_info", "i(i)", self._frame_info),
-            ("frame_source", "i(ii)", self._frame_source),
-            ("frame_read", "i(iii)", self._frame_read),
-            ("frame_pixels", "i(iiiiii)", self._frame_pixels),
-            ("model", "i(ii)", self._model),
-            ("model_input", "i(iii)", self._model_input),
-            ("model_output", "i(iii)", self._model_output),
-            ("model_output_named", "i(iii)", self._model_output_named),
-            ("model_label", "i(iiii)", self._model_label),
-            ("infer_frame", "i(iii)", self._infer_frame),
-            ("infer_tensor", "i(iii)", self._infer_tensor),
-            ("output_read", "i(iiiii)", self._output_read),
-            ("output_f32", "i(iiiii)", self._output_f32),
-            ("emit", "i(iiii)", self._emit),
-            ("log", "i(iii)", self._log),
-            ("now_ns", "I()", monotonic_ns),
-            ("setting", "i(iiii)", self._setting),
-            ("state_get", "i(iiii)", self._state_get),
-            ("state_set", "i(iiii)", self._state_set),
-        ):
-            yield name, signature, partial(self._call, method)
-
-    def _call(self, method: Callable[..., int], *arguments: int) -> int:
-        """One call from the guest: its integers unsigned, what is refused as a negative code."""
-        self.host_calls += 1
-        try:
-            return method(*[argument & _U32 for argument in arguments])
-        except RefusalError as refusal:
-            return int(refusal.code)
-        finally:
-            self._view = None  # it dangles once the guest goes on
-
-    # --- memory --------------------------------------------------------------------------------------------
-
-    def _memory(self, pointer: int, length: int) -> memoryview:
-        """``length`` bytes of the guest's memory; EINVAL where they do not all lie inside it."""
-        if self._view is None:
-            self._view = self._instance.memory()
-        if pointer + length > len(self._view):
-            raise RefusalError(Errno.EINVAL, "a pointer outside the memory")
-        return self._view[pointer : pointer + length]
-
-    def _read(self, pointer: int, length: int) -> bytes:
-        return bytes(self._memory(pointer, length))
-
-    def _text(self, pointer: int, length: int, limit: int) -> str:
-        self._memory(pointer, length)
-        if length > limit:
-            raise RefusalError(Errno.ETOOBIG, f"a name over {limit} bytes")
-        try:
-            return self._read(pointer, length).decode()
-        except UnicodeDecodeError as error:
-            raise RefusalError(Errno.EINVAL, "a name that is not UTF-8") from error
-
-    def _write(self, pointer: int, data: bytes | memoryview) -> int:
-        self._memory(pointer, len(data))[:] = data
-        return len(data)
+    def functions(self) -> Iterable[HostFunction]:
+        methods: dict[str, Method] = {
+            "frame_info": self._frame_info,
+            "frame_source": self._frame_source,
+            "frame_read": self._frame_read,
+            "frame_pixels": self._frame_pixels,
+            "model": self._model,
+            "model_input": self._model_input,
+            "model_output": self._model_output,
+            "model_output_named": self._model_output_named,
+            "model_label": self._model_label,
+            "infer_frame": self._infer_frame,
+            "infer_tensor": self._infer_tensor,
+            "output_read": self._output_read,
+            "output_f32": self._output_f32,
+            "emit": self._emit,
+            "log": self._log,
+            "now_ns": monotonic_ns,
+            "setting": self._setting,
+            "state_get": self._state_get,
+            "state_set": self._state_set,
+        }
+        return self._guest.provide(MODULE, methods, lambda refusal: int(refusal.code))
 
     def _write_whole(self, pointer: int, capacity: int, data: bytes) -> int:
         """Texts, state and pixels are never cut: ETOOBIG where the buffer is too small."""
-        self._memory(pointer, capacity)
+        self._guest.view(pointer, capacity)
         if len(data) > capacity:
             raise RefusalError(Errno.ETOOBIG, f"{len(data)} bytes do not fit the buffer of {capacity}")
-        return self._write(pointer, data)
+        return self._guest.write(pointer, data)
 
     # --- the current frame ---------------------------------------------------------------------------------
 
@@ -146,7 +89,7 @@ class NativeAbi:
         packed = _FRAME.pack(
             job.seq, job.captured_ns, job.tag, FORMATS[frame.format], frame.width, frame.height, frame.length, 0
         )
-        self._write(out, packed)
+        self._guest.write(out, packed)
         return 0
 
     def _frame_source(self, out: int, capacity: int) -> int:
@@ -154,8 +97,8 @@ class NativeAbi:
 
     def _frame_read(self, offset: int, out: int, capacity: int) -> int:
         payload = self._services.payload()
-        self._memory(out, capacity)
-        return self._write(out, payload[offset : offset + capacity])
+        self._guest.view(out, capacity)
+        return self._guest.write(out, payload[offset : offset + capacity])
 
     def _frame_pixels(self, *arguments: int) -> int:
         crop, format, width, height, out, capacity = arguments
@@ -163,13 +106,13 @@ class NativeAbi:
         self._services.job()
         if name not in SAMPLES:
             raise RefusalError(Errno.EINVAL, "pixels are RGB or GRAY")
-        self._memory(out, capacity)
+        self._guest.view(out, capacity)
         if width * height * SAMPLES[name] > capacity:
             raise RefusalError(Errno.ETOOBIG, f"{width} x {height} pixels do not fit the buffer of {capacity}")
-        return self._write(out, self._services.pixels(self._crop(crop), name, width, height))
+        return self._guest.write(out, self._services.pixels(self._crop(crop), name, width, height))
 
     def _crop(self, pointer: int) -> Crop:
-        return Crop(*_CROP.unpack(self._read(pointer, _CROP.size))) if pointer else Crop()
+        return Crop(*_CROP.unpack(self._guest.read(pointer, _CROP.size))) if pointer else Crop()
 
     # --- models --------------------------------------------------------------------------------------------
 
@@ -179,7 +122,7 @@ class NativeAbi:
         return self._services.models[model]
 
     def _model(self, name: int, length: int) -> int:
-        wanted = self._text(name, length, MAX_GUEST_NAME)
+        wanted = self._guest.text(name, length, MAX_GUEST_NAME)
         return _index_of(wanted, (model.name for model in self._services.models))
 
     def _model_input(self, model: int, index: int, out: int) -> int:
@@ -192,7 +135,7 @@ class NativeAbi:
         number, _ = DTYPES.get(tensor.dtype, UNKNOWN_DTYPE)
         shape = (*tensor.shape, *(0,) * (8 - len(tensor.shape)))
         count = math.prod(tensor.shape)
-        self._write(
+        self._guest.write(
             out,
             _TENSOR.pack(number, len(tensor.shape), *shape, tensor.nbytes, count, tensor.scale, tensor.zero_point),
         )
@@ -200,7 +143,7 @@ class NativeAbi:
 
     def _model_output_named(self, model: int, name: int, length: int) -> int:
         known = self._known(model)
-        return _index_of(self._text(name, length, MAX_GUEST_NAME), (tensor.name for tensor in known.outputs))
+        return _index_of(self._guest.text(name, length, MAX_GUEST_NAME), (tensor.name for tensor in known.outputs))
 
     def _model_label(self, model: int, index: int, out: int, capacity: int) -> int:
         labels = self._known(model).labels
@@ -221,7 +164,7 @@ class NativeAbi:
         inputs = self._known(model).inputs
         if length != sum(tensor.nbytes for tensor in inputs):
             raise RefusalError(Errno.EINVAL, "the data are not as long as all the model's inputs")
-        memory = self._memory(data, length)
+        memory = self._guest.view(data, length)
         tensors = []
         for tensor in inputs:
             tensors.append(bytes(memory[: tensor.nbytes]))
@@ -232,47 +175,69 @@ class NativeAbi:
     def _output_read(self, model: int, index: int, offset: int, out: int, capacity: int) -> int:
         _at(self._known(model).outputs, index)
         data = self._services.output(model, index)
-        self._memory(out, capacity)
-        return self._write(out, data[offset : offset + capacity])
+        self._guest.view(out, capacity)
+        return self._guest.write(out, data[offset : offset + capacity])
 
     def _output_f32(self, model: int, index: int, start: int, out: int, count: int) -> int:
         tensor = _at(self._known(model).outputs, index)
         data = self._services.output(model, index)
         if tensor.dtype not in DTYPES:
             raise RefusalError(Errno.EINVAL, f"elements of type {tensor.dtype} are no numbers that a guest could read")
-        self._memory(out, 4 * count)
-        return self._write(out, dequantised(data, tensor, start, count)) // 4
+        self._guest.view(out, 4 * count)
+        return self._guest.write(out, dequantised(data, tensor, start, count)) // 4
 
     # --- results, settings, state --------------------------------------------------------------------------
 
     def _emit(self, tag: int, format: int, data: int, length: int) -> int:
-        self._memory(data, length)
+        self._guest.view(data, length)
         if length > MAX_EMIT_BYTES:
             raise RefusalError(Errno.ETOOBIG, f"{length} bytes are over the limit of {MAX_EMIT_BYTES}")
-        self._services.emit(tag, FORMAT_NAMES.get(format, ""), self._read(data, length))
+        self._services.emit(tag, FORMAT_NAMES.get(format, ""), self._guest.read(data, length))
         return 0
 
     def _log(self, level: int, text: int, length: int) -> int:
-        self._memory(text, length)
-        self._services.log(level, self._read(text, min(length, MAX_LOG_READ)))
+        self._guest.view(text, length)
+        self._services.log(level, self._guest.read(text, min(length, MAX_LOG_READ)))
         return 0
 
     def _setting(self, key: int, key_length: int, out: int, capacity: int) -> int:
-        value = self._services.settings.get(self._text(key, key_length, MAX_GUEST_NAME))
+        value = self._services.settings.get(self._guest.text(key, key_length, MAX_GUEST_NAME))
         if value is None:
             raise RefusalError(Errno.ENOENT, "no such setting")
         return self._write_whole(out, capacity, value.encode())
 
     def _state_get(self, key: int, key_length: int, out: int, capacity: int) -> int:
-        return self._write_whole(out, capacity, self._services.state(self._text(key, key_length, MAX_STATE_KEY)))
+        return self._write_whole(out, capacity, self._services.state(self._guest.text(key, key_length, MAX_STATE_KEY)))
 
     def _state_set(self, key: int, key_length: int, value: int, length: int) -> int:
-        name = self._text(key, key_length, MAX_STATE_KEY)
-        self._memory(value, length)
+        name = self._guest.text(key, key_length, MAX_STATE_KEY)
+        self._guest.view(value, length)
         if length > MAX_STATE_VALUE:
             raise RefusalError(Errno.ETOOBIG, f"a value over {MAX_STATE_VALUE} bytes")
-        self._services.change_state(name, self._read(value, length))
+        self._services.change_state(name, self._guest.read(value, length))
         return 0
+
+
+class NativeAbi:
+    """The convention: ``handle`` for every frame, and perhaps ``init`` before the first; both () -> i32."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._instance = guest.instance
+
+    def start(self) -> None:
+        handle = self._instance.find("handle")
+        if handle is None:
+            raise GuestFailedError("link", "it does not export handle, a function of type () -> i32")
+        self._handle = handle
+        init = self._instance.find("init")
+        status = 0 if init is None else init()
+        if status:
+            raise GuestFailedError("init", f"init returned {_describe(status)}; the handler's log may say why")
+
+    def handle(self) -> None:
+        status = self._handle()
+        if status:
+            raise GuestFailedError("error", f"handle returned {_describe(status)}")
 
 
 def dequantised(data: bytes, tensor: TensorInfo, start: int, count: int) -> bytes:

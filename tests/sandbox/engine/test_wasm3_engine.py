@@ -3,13 +3,13 @@
 import pytest
 from sandbox_bench import assemble, guest
 
-from appliance.sandbox.engine import GuestFailedError, HostFunction, Instance
+from appliance.sandbox.engine import GuestFailedError, HostFunction, Instance, open_engine
 
 LIMIT = 1 << 20
 
 
 def loaded(text: str, *functions: HostFunction, memory_bytes: int = LIMIT) -> Instance:
-    instance = Instance(assemble(text), memory_bytes)
+    instance = open_engine("wasm3").load(assemble(text), memory_bytes)
     instance.link(functions)
     return instance
 
@@ -27,7 +27,7 @@ def test_a_function_is_called() -> None:
 
 
 def test_find_before_link_is_a_defect_not_a_crash() -> None:
-    instance = Instance(assemble('(module (func (export "handle") (result i32) i32.const 0))'), LIMIT)
+    instance = open_engine("wasm3").load(assemble('(module (func (export "handle") (result i32) i32.const 0))'), LIMIT)
     with pytest.raises(RuntimeError, match="link before find"):
         instance.find("handle")
 
@@ -50,7 +50,7 @@ def test_what_wasm3_cannot_load() -> None:
         call(loaded(simd))
     assert failure.value.kind == "load"
     with pytest.raises(GuestFailedError, match="does not start like a WebAssembly module") as failure:
-        Instance(b"MZ", LIMIT)
+        open_engine("wasm3").load(b"MZ", LIMIT)
     assert failure.value.kind == "load"
 
 
@@ -71,7 +71,7 @@ def test_an_import_of_another_type() -> None:
 def test_an_export_of_another_type(kind: str) -> None:
     """wasm3 would read arguments that are not there."""
     instance = loaded(f'(module (func (export "handle") {kind} unreachable))')
-    with pytest.raises(GuestFailedError, match=r"handle is not of type \(\) -> i32"):
+    with pytest.raises(GuestFailedError, match=r"handle is not of type i\(\)"):
         instance.find("handle")
 
 
@@ -139,7 +139,7 @@ def test_memory_is_seen_and_grows_to_its_limit_only() -> None:
 
 def test_a_module_that_starts_too_large() -> None:
     with pytest.raises(GuestFailedError, match="over its limit") as failure:
-        Instance(guest("i32.const 0", memory="17"), LIMIT)
+        open_engine("wasm3").load(guest("i32.const 0", memory="17"), LIMIT)
     assert failure.value.kind == "memory"
 
 

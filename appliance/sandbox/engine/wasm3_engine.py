@@ -5,46 +5,28 @@ runs, and frees no instance.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import wasm3
 
-from appliance.errors import HandlerError
-from appliance.sandbox.messages import GuestFault
+from appliance.sandbox.engine.engine import Function, GuestFailedError, HostFunction
 from appliance.sandbox.module import MemoryLimitError, ModuleError, prepare
 
 STACK_BYTES = 64 << 10
 """Of the guest's own stack. With 2 MB and more, plain recursion overran the C stack."""
-_I32 = 1  # wasm3's c_m3Type_i32
+_TYPES = {"i": 1, "I": 2, "f": 3, "F": 4}
+"""wasm3's numbers of the types."""
 _TRAP = "[trap] "
 _NO_MEMORY = memoryview(b"")
 
-Function = Callable[[], int]
-"""An exported function of type () -> i32; raises GuestFailedError."""
+
+def load(module: bytes, memory_bytes: int) -> "Wasm3Instance":
+    """As :class:`Engine` says."""
+    return Wasm3Instance(module, memory_bytes)
 
 
-class GuestFailedError(HandlerError):
-    """The guest's own failure."""
-
-    def __init__(self, kind: GuestFault, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-@dataclass(frozen=True, slots=True)
-class HostFunction:
-    """A function a guest may import."""
-
-    module: str
-    name: str
-    signature: str
-    """wasm3's notation, result first: ``i(iI)`` is (i32, i64) -> i32. All integers arrive signed."""
-    call: Callable[..., int | None]
-
-
-class Instance:
+class Wasm3Instance:
     """One loaded module. Construct, :meth:`link` once, :meth:`find`, call what was found."""
 
     def __init__(self, module: bytes, memory_bytes: int) -> None:
@@ -79,15 +61,17 @@ class Instance:
                 ) from error
         self._linked = True
 
-    def find(self, name: str) -> Function | None:
+    def find(self, name: str, signature: str = "i()") -> Function | None:
         """The exported function of that name, None where there is none. The start function runs at the first."""
         if not self._linked:
             raise RuntimeError("link before find: the start function may call what is not linked")
         if name not in self._prepared.functions:
             return None
         function = _guarded(self._runtime.find_function, name)
-        if function.num_args or function.ret_types != (_I32,):
-            raise GuestFailedError("link", f"its export {name} is not of type () -> i32")
+        result, _, parameters = signature.rstrip(")").partition("(")
+        results = () if result == "v" else (_TYPES[result],)
+        if function.ret_types != results or function.arg_types != tuple(_TYPES[each] for each in parameters):
+            raise GuestFailedError("link", f"its export {name} is not of type {signature}")
         return partial(_guarded, function)
 
     def memory(self) -> memoryview:
