@@ -13,7 +13,7 @@ from appliance.sandbox.admission import rules
 from appliance.sandbox.admission.binary import PAGE_BYTES, BrokenRuleError
 from appliance.sandbox.admission.layout import Layout, read
 from appliance.sandbox.admission.rewrite import instrumented, limited
-from appliance.sandbox.admission.verdict import Admitted, Order, Rejected, Verdict
+from appliance.sandbox.admission.verdict import START_NAME, Admitted, Order, Rejected, Verdict
 from appliance.sandbox.wasmtime_config import make_config
 
 MAX_MESSAGE = 500
@@ -48,7 +48,7 @@ def _admit(order: Order) -> Admitted:
         digest=hashlib.sha256(order.module).hexdigest(),
         code=code,
         imports=_imports(layout),
-        functions=rules.exported_functions(layout),
+        functions=rules.exported_functions(layout) | ({} if layout.start is None else {START_NAME: "v()"}),
         globals=state,
         memory_pages=layout.memory.pages if layout.memory else 0,
     )

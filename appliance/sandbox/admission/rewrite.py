@@ -4,6 +4,8 @@
 - One name section is new: ``N:name`` for each function, N its index in the module as it came. Backtraces then name
   functions. wasm3 looks functions up among those names, too, and before exports: none of them can be the name of an
   entry point, because those begin with a letter or an underscore.
+- The start function is an export of ours, for the engine to call: with gas, at a time of its own, and again after a
+  reset. So is the memory, for wasmtime.
 - For wasm3, gas is charged (:mod:`.metering`).
 - Where its state must be restorable, each mutable global is exported under a name of ours, and the memory's size is
   virtual: a restored instance has the memory's size as it was when it was saved, although memory never shrinks. Who
@@ -24,10 +26,10 @@ from appliance.sandbox.admission.growing import grow_body
 from appliance.sandbox.admission.layout import MAX_SHOWN_NAME, Layout
 from appliance.sandbox.admission.metering import Additions, metered
 from appliance.sandbox.admission.rules import METERING, RESERVED
+from appliance.sandbox.admission.verdict import MEMORY_NAME, PAGES_NAME, START_NAME
 
 USEGAS = "usegas"
 GLOBAL_NAME = RESERVED + "global:{}"
-PAGES_NAME = RESERVED + "pages"
 _I32, _MUTABLE = 0x7F, 1
 _I32_TO_NONE = b"\x60\x01\x7f\x00"
 _I32_TO_I32 = b"\x60\x01\x7f\x01\x7f"
@@ -38,8 +40,14 @@ def limited(layout: Layout, most_pages: int) -> bytes:
     """The module with its memory limited and its names made ours; otherwise as it was."""
     sections = {kind: layout.data[start:end] for kind, (start, end) in layout.sections.items()}
     sections.pop(binary.DATA_COUNT, None)
+    sections.pop(binary.START, None)
+    exports = []
     if layout.memory:
         sections[binary.MEMORY] = _memory(layout.memory.pages, _most(layout, most_pages))
+        exports.append(_export(MEMORY_NAME, binary.MEMORY_KIND, 0))
+    if layout.start is not None:
+        exports.append(_export(START_NAME, binary.FUNCTION_KIND, layout.start))
+    sections[binary.EXPORT] = _extended(layout, binary.EXPORT, exports)
     return _joined(sections, _names(layout, moved=0))
 
 
@@ -61,8 +69,7 @@ def instrumented(layout: Layout, most_pages: int, *, restorable: bool) -> tuple[
     sections[binary.IMPORT] = _extended(layout, binary.IMPORT, [usegas])
     if layout.memory:
         sections[binary.MEMORY] = _memory(layout.memory.pages, _most(layout, most_pages))
-    if layout.start is not None:
-        sections[binary.START] = encode_u32(additions.moved(layout.start))
+    sections.pop(binary.START, None)
     if layout.elements:
         sections[binary.ELEMENT] = _elements(layout, additions)
     bodies = [encode_sized(metered(layout, body, additions)) for body in layout.bodies]
@@ -119,10 +126,15 @@ def _exports(layout: Layout, additions: Additions, state: dict[str, int]) -> byt
     items = []
     for export in layout.exports:
         index = additions.moved(export.index) if export.kind == binary.FUNCTION_KIND else export.index
-        items.append(encode_name(export.name) + bytes((export.kind,)) + encode_u32(index))
-    for name, index in state.items():
-        items.append(encode_name(name) + bytes((binary.GLOBAL_KIND,)) + encode_u32(index))
+        items.append(_export(export.name, export.kind, index))
+    if layout.start is not None:
+        items.append(_export(START_NAME, binary.FUNCTION_KIND, additions.moved(layout.start)))
+    items += [_export(name, binary.GLOBAL_KIND, index) for name, index in state.items()]
     return encode_vector(items)
+
+
+def _export(name: str, kind: int, index: int) -> bytes:
+    return encode_name(name) + bytes((kind,)) + encode_u32(index)
 
 
 def _names(layout: Layout, moved: int) -> bytes:

@@ -9,6 +9,13 @@ ADMISSION_VERSION = 1
 
 EngineName = Literal["wasm3", "wasmtime"]
 
+START_NAME = "appliance:start"
+"""Export of wasm3's modules, ``v()``: the start function, which the engine calls. wasm3 could run it only once."""
+PAGES_NAME = "appliance:pages"
+"""Export of restorable modules: the memory's size in pages, which is virtual."""
+MEMORY_NAME = "appliance:memory"
+"""Export of wasmtime's modules: the memory, which wasm3 gives whether it is exported or not."""
+
 
 class Order(msgspec.Struct, frozen=True):
     """A module to judge, and for what."""
