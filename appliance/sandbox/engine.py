@@ -12,8 +12,10 @@ from typing import Any
 import wasm3
 
 from appliance.errors import HandlerError
+from appliance.sandbox.admission.binary import PAGE_BYTES, BrokenRuleError
+from appliance.sandbox.admission.layout import read
+from appliance.sandbox.admission.rewrite import limited
 from appliance.sandbox.messages import GuestFault
-from appliance.sandbox.module import MemoryLimitError, ModuleError, prepare
 
 STACK_BYTES = 64 << 10
 """Of the guest's own stack. With 2 MB and more, plain recursion overran the C stack."""
@@ -50,15 +52,17 @@ class Instance:
     def __init__(self, module: bytes, memory_bytes: int) -> None:
         """Parse and load; GuestFailedError ``load`` or ``memory`` where the module is damaged or too large."""
         try:
-            self._prepared = prepare(module, memory_bytes)
-        except MemoryLimitError as error:
-            raise GuestFailedError("memory", f"the module cannot be loaded: {error}") from error
-        except ModuleError as error:
-            raise GuestFailedError("load", f"the module cannot be loaded: {error}") from error
+            layout = read(module)
+            code = limited(layout, memory_bytes // PAGE_BYTES)
+        except BrokenRuleError as error:
+            kind: GuestFault = "memory" if error.rule == "memory" else "load"
+            raise GuestFailedError(kind, f"the module cannot be loaded: {error}") from error
+        self._imports = [(item.module, item.name) for item in layout.imports]
+        self._functions = layout.exported_functions()
         environment = wasm3.Environment()
         self._runtime = environment.new_runtime(STACK_BYTES)
         try:
-            self._module = environment.parse_module(self._prepared.code)
+            self._module = environment.parse_module(code)
             self._runtime.load(self._module)
         except RuntimeError as error:
             raise GuestFailedError("load", f"the module cannot be loaded: {error}") from error
@@ -67,7 +71,7 @@ class Instance:
     def link(self, functions: Iterable[HostFunction]) -> None:
         """Give the module what it imports; GuestFailedError ``link`` names the import that nothing provides."""
         provided = {(function.module, function.name): function for function in functions}
-        for module, name in self._prepared.imports:
+        for module, name in self._imports:
             function = provided.get((module, name))
             if function is None:
                 raise GuestFailedError("link", f"it imports {module}.{name}, which its ABI does not have")
@@ -83,7 +87,7 @@ class Instance:
         """The exported function of that name, None where there is none. The start function runs at the first."""
         if not self._linked:
             raise RuntimeError("link before find: the start function may call what is not linked")
-        if name not in self._prepared.functions:
+        if name not in self._functions:
             return None
         function = _guarded(self._runtime.find_function, name)
         if function.num_args or function.ret_types != (_I32,):
