@@ -127,5 +127,7 @@ def _rarer(reader: Reader, at: int, opcode: int, follows: int) -> tuple[int, int
         opcode = 0xFC00 | number
     else:
         name = next((name for range, name in _FOREIGN if opcode in range), "an unknown instruction")
-        raise BrokenRuleError("instruction", f"it has {name} (0x{opcode:02x}) at offset {at}, which is not to be run", at)
+        raise BrokenRuleError(
+            "instruction", f"it has {name} (0x{opcode:02x}) at offset {at}, which is not to be run", at
+        )
     return opcode, argument

@@ -10,7 +10,8 @@ from collections import deque
 import wasmtime
 
 from appliance.sandbox.admission import rules
-from appliance.sandbox.admission.binary import PAGE_BYTES, BrokenRuleError
+from appliance.sandbox.admission.binary import PAGE_BYTES, PREAMBLE, BrokenRuleError
+from appliance.sandbox.admission.bodies import checked
 from appliance.sandbox.admission.layout import Layout, read
 from appliance.sandbox.admission.rewrite import instrumented, limited
 from appliance.sandbox.admission.verdict import START_NAME, Admitted, Order, Rejected, Verdict
@@ -22,18 +23,24 @@ _FEATURE = re.compile(r"enabled|disallowed|not supported|without the")
 """In what wasmtime says of a module that would be valid with more of WebAssembly."""
 
 
-def judge(order: Order) -> Verdict:
+def engine_for(order: Order) -> wasmtime.Engine:
+    """What :func:`judge` needs. It does not depend on the module, and is best made before a lockdown."""
+    engine = wasmtime.Engine(make_config(order.memory_bytes))
+    wasmtime.Module.validate(engine, PREAMBLE)  # whatever wasmtime opens or asks for with its first module
+    return engine
+
+
+def judge(order: Order, engine: wasmtime.Engine) -> Verdict:
     """Nothing but a verdict comes out for any bytes, unless wasmtime ends the process."""
     try:
-        return _admit(order)
+        return _admit(order, engine)
     except BrokenRuleError as error:
         return Rejected(error.rule, str(error)[:MAX_MESSAGE], error.offset)
 
 
-def _admit(order: Order) -> Admitted:
+def _admit(order: Order, engine: wasmtime.Engine) -> Admitted:
     layout = read(order.module)
-    rules.check(layout, order.memory_bytes)
-    engine = wasmtime.Engine(make_config(order.memory_bytes))
+    rules.check(layout)
     _validate(engine, order.module)
     most = order.memory_bytes // PAGE_BYTES
     state: list[str] = []
@@ -42,13 +49,13 @@ def _admit(order: Order) -> Admitted:
         _validate_ours(engine, code)
     else:
         for body in layout.bodies:
-            deque(rules.checked(layout, body), maxlen=0)
+            deque(checked(layout, body), maxlen=0)
         code = _compiled(engine, limited(layout, most))
     return Admitted(
         digest=hashlib.sha256(order.module).hexdigest(),
         code=code,
         imports=_imports(layout),
-        functions=rules.exported_functions(layout) | ({} if layout.start is None else {START_NAME: "v()"}),
+        functions=layout.exported_functions() | ({} if layout.start is None else {START_NAME: "v()"}),
         globals=state,
         memory_pages=layout.memory.pages if layout.memory else 0,
     )
@@ -75,7 +82,9 @@ def _validate_ours(engine: wasmtime.Engine, code: bytes) -> None:
     try:
         wasmtime.Module.validate(engine, code)
     except wasmtime.WasmtimeError as error:
-        raise BrokenRuleError("rewrite", f"a defect of the appliance: the rewritten module is not valid: {error}") from error
+        raise BrokenRuleError(
+            "rewrite", f"a defect of the appliance: the rewritten module is not valid: {error}"
+        ) from error
 
 
 def _compiled(engine: wasmtime.Engine, code: bytes) -> bytes:

@@ -115,6 +115,14 @@ class Layout:
             raise BrokenRuleError("damaged", f"there is no function {function}")
         return self.types[self.functions[own] if own >= 0 else self.imports[function].type]
 
+    def exported_functions(self) -> dict[str, str]:
+        """Name -> signature of the functions of its own that it exports; wasm3 finds no others."""
+        return {
+            export.name: self.type_of(export.index).signature
+            for export in self.exports
+            if export.kind == binary.FUNCTION_KIND and export.index >= len(self.imports)
+        }
+
 
 def read(data: bytes) -> Layout:
     """BrokenRuleError where the sections are damaged, over a limit, or hold what no handler may have."""
@@ -135,7 +143,9 @@ def read(data: bytes) -> Layout:
         if kind == _TAGS:
             raise BrokenRuleError("feature", f"it has a section of exception tags at offset {at}", at)
         if kind not in binary.ORDER[place:]:
-            raise BrokenRuleError("damaged", f"the section of kind {kind} at offset {at} is unknown or out of order", at)
+            raise BrokenRuleError(
+                "damaged", f"the section of kind {kind} at offset {at} is unknown or out of order", at
+            )
         place = binary.ORDER.index(kind) + 1
         layout.sections[kind] = section.at, section.end
         _READ[kind](layout, section)
@@ -299,7 +309,7 @@ def _offset(reader: Reader) -> int:
     return value & 0xFFFF_FFFF
 
 
-def _read_data_count(layout: Layout, section: Reader) -> None:
+def _read_data_count(_: Layout, section: Reader) -> None:
     section.u32()  # for instructions that may not run
 
 

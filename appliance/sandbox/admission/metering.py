@@ -2,7 +2,13 @@
 
 Gas is charged at each function's entry, for all instructions that are in no loop, and at each loop's head for those of
 the loop that are in no inner loop: whatever runs for long passes one or the other. The charge is CALL_COST and one for
-each instruction, so that gas is about proportional to time.
+each instruction, so that gas is about proportional to time, and an empty loop burns it fastest: a limit for so many
+milliseconds of that stops no honest guest before they are over.
+
+Millions of gas a second, wasm3 0.5.0 on x86-64: empty loop 4400, long sums 3500, additions 2900, stores 2400, loads
+2300, branches 2300, calls 2000 (1980 by table), divisions 1800, conversions 800, jump tables 650, square roots 600. A
+call of a function with 1400 locals, which wasm3 clears, 300. With a CALL_COST of 16 the empty loop had 1900 and calls
+1100. Only instructions that cost nothing (nop) burn faster.
 
 Gas does not bound ``memory.fill`` and ``memory.copy`` (one instruction, up to the whole memory) nor what the host does
 for a guest: the deadline by the clock does.
@@ -11,6 +17,7 @@ for a guest: the deadline by the clock does.
 from dataclasses import dataclass
 
 from appliance.sandbox.admission.binary import encode_signed, encode_u32
+from appliance.sandbox.admission.bodies import checked
 from appliance.sandbox.admission.code import (
     BLOCK,
     CALL,
@@ -24,9 +31,8 @@ from appliance.sandbox.admission.code import (
     MEMORY_SIZE,
 )
 from appliance.sandbox.admission.layout import Body, Layout
-from appliance.sandbox.admission.rules import checked
 
-CALL_COST = 16
+CALL_COST = 32
 """Of a charge itself."""
 _TOUCHED = frozenset({BLOCK, LOOP, IF, END, CALL, CALL_INDIRECT, MEMORY_SIZE, MEMORY_GROW})
 
@@ -63,7 +69,7 @@ class _Stretch:
 
 
 def metered(layout: Layout, body: Body, additions: Additions) -> bytes:
-    """The body, without its size. BrokenRuleError as :func:`.rules.checked`."""
+    """The body, without its size. BrokenRuleError as :func:`.bodies.checked`."""
     data = layout.data
     pieces = [data[body.start : body.code], b""]
     function = here = _Stretch(place=1)

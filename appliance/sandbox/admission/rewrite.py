@@ -14,7 +14,9 @@
 
 from appliance.sandbox.admission import binary
 from appliance.sandbox.admission.binary import (
+    PAGE_BYTES,
     PREAMBLE,
+    BrokenRuleError,
     encode_name,
     encode_section,
     encode_sized,
@@ -23,12 +25,14 @@ from appliance.sandbox.admission.binary import (
 )
 from appliance.sandbox.admission.code import END, I32_CONST
 from appliance.sandbox.admission.growing import grow_body
-from appliance.sandbox.admission.layout import MAX_SHOWN_NAME, Layout
+from appliance.sandbox.admission.layout import MAX_SHOWN_NAME, Layout, Memory
 from appliance.sandbox.admission.metering import Additions, metered
-from appliance.sandbox.admission.rules import METERING, RESERVED
 from appliance.sandbox.admission.verdict import MEMORY_NAME, PAGES_NAME, START_NAME
 
-USEGAS = "usegas"
+RESERVED = "appliance:"
+"""How names that are added here begin: no module may export such."""
+METERING, USEGAS = "metering", "usegas"
+"""What wasm3 provides by itself. A guest that could import it would give itself gas, by using a negative amount."""
 GLOBAL_NAME = RESERVED + "global:{}"
 _I32, _MUTABLE = 0x7F, 1
 _I32_TO_NONE = b"\x60\x01\x7f\x00"
@@ -37,13 +41,13 @@ _FUNCTION_NAMES = 1
 
 
 def limited(layout: Layout, most_pages: int) -> bytes:
-    """The module with its memory limited and its names made ours; otherwise as it was."""
+    """The module with its memory limited and its names made ours; otherwise as it was. BrokenRuleError ``memory``."""
     sections = {kind: layout.data[start:end] for kind, (start, end) in layout.sections.items()}
     sections.pop(binary.DATA_COUNT, None)
     sections.pop(binary.START, None)
     exports = []
     if layout.memory:
-        sections[binary.MEMORY] = _memory(layout.memory.pages, _most(layout, most_pages))
+        sections[binary.MEMORY] = _memory(layout.memory, most_pages)
         exports.append(_export(MEMORY_NAME, binary.MEMORY_KIND, 0))
     if layout.start is not None:
         exports.append(_export(START_NAME, binary.FUNCTION_KIND, layout.start))
@@ -52,7 +56,8 @@ def limited(layout: Layout, most_pages: int) -> bytes:
 
 
 def instrumented(layout: Layout, most_pages: int, *, restorable: bool) -> tuple[bytes, list[str]]:
-    """The module for wasm3, and the names of the exports that hold its state. BrokenRuleError as the walk finds it."""
+    """The module for wasm3, and the names of the exports that hold its state. BrokenRuleError ``memory`` or as
+    :func:`.bodies.checked`."""
     own = len(layout.imports) + 1
     virtual = restorable and layout.memory is not None
     additions = Additions(
@@ -68,7 +73,7 @@ def instrumented(layout: Layout, most_pages: int, *, restorable: bool) -> tuple[
     usegas = encode_name(METERING) + encode_name(USEGAS) + bytes((binary.FUNCTION_KIND,)) + encode_u32(usegas_type)
     sections[binary.IMPORT] = _extended(layout, binary.IMPORT, [usegas])
     if layout.memory:
-        sections[binary.MEMORY] = _memory(layout.memory.pages, _most(layout, most_pages))
+        sections[binary.MEMORY] = _memory(layout.memory, most_pages)
     sections.pop(binary.START, None)
     if layout.elements:
         sections[binary.ELEMENT] = _elements(layout, additions)
@@ -77,20 +82,25 @@ def instrumented(layout: Layout, most_pages: int, *, restorable: bool) -> tuple[
         pages = bytes((_I32, _MUTABLE, I32_CONST)) + binary.encode_signed(layout.memory.pages) + bytes((END,))
         sections[binary.GLOBAL] = _extended(layout, binary.GLOBAL, [pages])
         sections[binary.FUNCTION] = _extended(layout, binary.FUNCTION, [encode_u32(usegas_type + 1)])
-        bodies.append(encode_sized(grow_body(additions, _most(layout, most_pages))))
+        bodies.append(encode_sized(grow_body(additions, _most(layout.memory, most_pages))))
     sections[binary.EXPORT] = _exports(layout, additions, state)
     if bodies:
         sections[binary.CODE] = encode_vector(bodies)
     return _joined(sections, _names(layout, moved=1)), list(state)
 
 
-def _most(layout: Layout, most_pages: int) -> int:
-    declared = layout.memory.most if layout.memory else None
-    return most_pages if declared is None else min(declared, most_pages)
+def _memory(memory: Memory, limit: int) -> bytes:
+    """The section, with its maximum at most ``limit`` pages; BrokenRuleError ``memory`` where it starts with more."""
+    if memory.pages > limit:
+        size, most = memory.pages * PAGE_BYTES, limit * PAGE_BYTES
+        message = f"it starts with {size} bytes of memory, over its limit of {most}"
+        raise BrokenRuleError("memory", message, memory.at)
+    most = max(1, _most(memory, limit))  # wasm3 takes a maximum of 0 for none at all
+    return b"\1\1" + encode_u32(memory.pages) + encode_u32(most)
 
 
-def _memory(pages: int, most: int) -> bytes:
-    return b"\1\1" + encode_u32(pages) + encode_u32(max(1, most))  # wasm3 takes a maximum of 0 for none at all
+def _most(memory: Memory, limit: int) -> int:
+    return limit if memory.most is None else min(memory.most, limit)
 
 
 def _state(layout: Layout, additions: Additions) -> dict[str, int]:
