@@ -79,9 +79,9 @@ class WasmtimeInstance:
             self._module = wasmtime.Module.deserialize(self._engine, admitted.code)
         except wasmtime.WasmtimeError as error:
             raise GuestFailedError("load", f"the module cannot be loaded: {error}") from error
-        self._store: wasmtime.Store | None = None
         self._linked: wasmtime.InstancePre | None = None
-        self._exports: wasmtime.InstanceExports | None = None
+        self._store: wasmtime.Store | None = None
+        self._instance: wasmtime.Instance | None = None
         self._started = False
         self._gas = self._left = 0
 
@@ -103,39 +103,43 @@ class WasmtimeInstance:
         return self._gas - (self._store.get_fuel() if self._store else self._left)
 
     def find(self, name: str, signature: str = "i()") -> Function | None:
-        store, exports = self._instantiated()
         if not self._started and START_NAME in self._admitted.functions:
-            _guarded(exports[START_NAME], store)
+            self._function(START_NAME)()
         self._started = True
-        return partial(_guarded, exports[name], store) if exported(self._admitted, name, signature) else None
+        return self._function(name) if exported(self._admitted, name, signature) else None
+
+    def _function(self, name: str) -> Function:
+        store, instance = self._instantiated()
+        function = instance.exports(store)[name]
+        assert isinstance(function, wasmtime.Func)
+        return partial(_guarded, function, store)
 
     def memory(self) -> memoryview:
-        store, exports = self._instantiated()
-        memory = exports.get(MEMORY_NAME)
-        size = memory.data_len(store) if isinstance(memory, wasmtime.Memory) else 0
-        if not size:
+        store, instance = self._instantiated()
+        memory = instance.exports(store).get(MEMORY_NAME)
+        if not isinstance(memory, wasmtime.Memory):
             return _NO_MEMORY
-        address = ctypes.cast(memory.data_ptr(store), ctypes.c_void_p)
-        view: memoryview = _view_of(address, size, _WRITABLE)
+        size = memory.data_len(store)
+        view: memoryview = _view_of(ctypes.cast(memory.data_ptr(store), ctypes.c_void_p), size, _WRITABLE)
         return view
 
     def reset(self) -> None:
         self._left = self._gas - self.gas_used()
         if self._store:
             self._store.close()  # now: there is no room for the memory of two
-        self._store = self._exports = None
+        self._store = self._instance = None
         self._started = False
 
-    def _instantiated(self) -> tuple[wasmtime.Store, wasmtime.InstanceExports]:
+    def _instantiated(self) -> tuple[wasmtime.Store, wasmtime.Instance]:
         """With memory, globals and table as the module says. No code of the guest's runs."""
         if self._linked is None:
             raise RuntimeError("link before find: the start function may call what is not linked")
-        if self._store is None or self._exports is None:
+        if self._store is None or self._instance is None:
             self._store = wasmtime.Store(self._engine)
             self._store.set_limits(self._memory_bytes, MAX_TABLE_ELEMENTS, instances=1, tables=1, memories=1)
             self._store.set_fuel(self._left)
-            self._exports = self._instantiate(self._linked, self._store).exports(self._store)
-        return self._store, self._exports
+            self._instance = self._instantiate(self._linked, self._store)
+        return self._store, self._instance
 
     def _instantiate(self, linked: wasmtime.InstancePre, store: wasmtime.Store) -> wasmtime.Instance:
         try:
