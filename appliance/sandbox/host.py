@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 from appliance.errors import DeviceError, ModelError
+from appliance.sandbox.admission.admit import RefusedError
+from appliance.sandbox.admission.verdict import Admitted, EngineName, Order, Rejected
 from appliance.sandbox.life import Ending, Inference, WorkerLife
 from appliance.sandbox.messages import GuestModel, Job, Lockdown, Setup
 from appliance.sandbox.restarts import Restarts
-from appliance.sandbox.session import Fault, Finished, Rules, Running, Session, printable
+from appliance.sandbox.session import HARD_GRACE, Fault, Finished, Rules, Running, Session, printable
 from appliance.sandbox.spawning import WorkerProcess, Zygote
 from appliance.sandbox.spec import HandlerSpec
 
@@ -24,6 +26,9 @@ CPU_SECONDS = 600
 """RLIMIT_CPU of a worker: behind the deadline, should nobody be there to enforce that. Workers are replaced at half."""
 PATIENCE_SECONDS = 1.0
 """Jobs wait so long for the next worker; where it takes longer, they end as ``unavailable`` at once."""
+
+REFUSALS: Mapping[str, Fault] = {"memory": "memory", "import": "link", "signature": "link"}
+"""By admission's rule, as what a refusal counts; all others are ``load``."""
 
 State = Literal["starting", "running", "backoff", "failed", "stopped"]
 
@@ -169,6 +174,8 @@ class HandlerHost:
             return self._failed(Ending("model", str(error)), None)
         except DeviceError as error:
             return self._failed(Ending("crash", str(error)), None)
+        except RefusedError as error:
+            return self._failed(Ending(REFUSALS.get(error.rule, "load"), str(error), final=True), None)
         session = Session(rules, self._guest_state, monotonic())
         self._life = WorkerLife(self.spec, self._worker, session, self._inference, self._progress)
         ending = Ending("stopped", "the handler was stopped")
@@ -185,6 +192,7 @@ class HandlerHost:
 
     async def _prepare(self) -> tuple[Setup, Rules]:
         """What a worker is told and what it is held to; the models are loaded when this returns."""
+        module = _admit(self.spec)
         models, inputs = [], []
         for use in self.spec.models:
             ready = await self._inference.ready(use.model)
@@ -192,7 +200,7 @@ class HandlerHost:
             inputs.append([tensor.nbytes for tensor in ready.inputs])
         setup = Setup(
             handler=self.spec.name,
-            module=self.spec.module,
+            module=module,
             abi=self.spec.abi,
             engine=self.spec.engine,
             emits=sorted(self.spec.emits),
@@ -208,7 +216,7 @@ class HandlerHost:
             command=self.spec.command,
             cpu_seconds=CPU_SECONDS,
         )
-        return setup, Rules(self.spec.limits.deadline_ms / 1000, frozenset(self.spec.emits), inputs)
+        return setup, Rules(self.spec.limits.deadline_ms / 1000 + HARD_GRACE, frozenset(self.spec.emits), inputs)
 
     # --- what comes of it ----------------------------------------------------------------------------------
 
@@ -265,3 +273,14 @@ class HandlerHost:
     def _enter(self, state: State) -> None:
         self._state = state
         self._since = monotonic()
+
+
+def _admit(spec: HandlerSpec) -> Admitted:
+    """The module, for its engine; RefusedError. To be asked of admission's child instead: this is hostile code."""
+    from appliance.sandbox.admission.judge import engine_for, judge  # noqa: PLC0415 - wasmtime, until then
+
+    order = Order(spec.module, cast("EngineName", spec.engine), spec.limits.memory_mb << 20, restorable=spec.abi == "command")
+    verdict = judge(order, engine_for(order))
+    if isinstance(verdict, Rejected):
+        raise RefusedError(verdict.rule, verdict.message, verdict.offset)
+    return verdict

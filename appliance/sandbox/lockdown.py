@@ -7,13 +7,14 @@ where one is missing, others deny most of the same.
 ``python -m appliance.sandbox.lockdown`` locks itself down and prints that as JSON.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
 import resource
 from collections.abc import Callable
 from ctypes import c_int, c_long, c_size_t, c_uint32, c_uint64, c_ulong
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import msgspec
@@ -43,6 +44,10 @@ SYSTEM_CALLS = (
 """All that a running worker may call, by the names of every architecture; one that has not such a call skips it."""
 MAPPING_CALLS = ("mmap", "mmap2")
 """Allowed, too, unless the memory were executable: what a guest writes never becomes machine code."""
+LOADING_CALLS = ("mprotect", "membarrier", "prctl", "seccomp")
+"""More that a worker may call until :func:`forbid_code`, to make compiled code executable and to call that."""
+COMPILED_CALLS = ("sigaltstack",)
+"""More that a worker with compiled code may call, all the time: wasmtime does once, as it begins to run a guest."""
 
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x0800_0000, 0x1000_0000, 0x4000_0000  # linux/sched.h
@@ -65,12 +70,12 @@ class _RulesetAttr(ctypes.Structure):
     _fields_ = (("files", c_uint64), ("network", c_uint64), ("scoped", c_uint64))
 
 
-def lock_down(memory_bytes: int, cpu_seconds: int) -> Lockdown:
+def lock_down(memory_bytes: int, cpu_seconds: int, more_calls: tuple[str, ...] = ()) -> Lockdown:
     """Leave a worker what it needs to run a guest of ``memory_bytes`` of linear memory, and no more.
 
     Everything must have been imported and mapped, and :func:`prepare` have been called: from here on no file can be
-    opened, and a system call that is not in SYSTEM_CALLS ends the process with SIGSYS. OSError where even the limits
-    cannot be set.
+    opened, and a system call that is not in SYSTEM_CALLS or ``more_calls`` ends the process with SIGSYS. OSError where
+    even the limits cannot be set.
     """
     parent = os.getppid()
     _limit(resource.RLIMIT_STACK, STACK_BYTES)
@@ -87,8 +92,17 @@ def lock_down(memory_bytes: int, cpu_seconds: int) -> Lockdown:
     die_with_parent(parent)  # again: the kernel forgets it when the user changes
     _try(report, "landlock", _close_files)
     _limit(resource.RLIMIT_NOFILE, 0)  # Landlock needed one
-    _try(report, "seccomp", _filter_calls)
+    _try(report, "seccomp", partial(_filter_calls, more_calls))
     return report
+
+
+def forbid_code() -> None:
+    """From here on nothing becomes executable, in a worker that was locked down with LOADING_CALLS to load its code.
+
+    A second filter on top of the first: the kernel goes by the stricter one.
+    """
+    with contextlib.suppress(DeviceError):  # it was said before that there is none
+        prepare(COMPILED_CALLS, (*MAPPING_CALLS, "mprotect"))()
 
 
 def _try(report: Lockdown, name: str, measure: Callable[[], str]) -> None:
@@ -162,9 +176,9 @@ def _close_files() -> str:
     return f"landlock {abi}"
 
 
-def _filter_calls() -> str:
+def _filter_calls(more: tuple[str, ...]) -> str:
     """SIGSYS to whoever calls what a worker does not need."""
-    prepare()()
+    prepare(more)()
     return "seccomp"
 
 
@@ -178,14 +192,21 @@ def _checked(result: int) -> int:
 # --- the filter of system calls -----------------------------------------------------------------------------
 
 
-@cache
-def prepare() -> Callable[[], None]:
+def prepare(
+    more_calls: tuple[str, ...] = (), mapping_calls: tuple[str, ...] = MAPPING_CALLS
+) -> Callable[[], None]:
     """What puts the filter of system calls in force; it raises DeviceError where there can be none.
 
-    Call it once before forking. Finding libseccomp runs a program and opens files.
+    ``mapping_calls`` are allowed unless they make memory executable. Call it once before forking. Finding libseccomp
+    runs a program and opens files.
     """
+    return _prepared(more_calls, mapping_calls)
+
+
+@cache
+def _prepared(more_calls: tuple[str, ...], mapping_calls: tuple[str, ...]) -> Callable[[], None]:
     try:
-        return _build_filter()
+        return _build_filter(more_calls, mapping_calls)
     except (ImportError, RuntimeError, AttributeError) as error:  # the package is absent, the library is, or is too old
         reason = f"libseccomp cannot be loaded ({error}): apt-get install libseccomp2"
     except OSError as error:
@@ -197,13 +218,13 @@ def prepare() -> Callable[[], None]:
     return refuse
 
 
-def _build_filter() -> Callable[[], None]:
+def _build_filter(more_calls: tuple[str, ...], mapping_calls: tuple[str, ...]) -> Callable[[], None]:
     import pyseccomp  # noqa: PLC0415 - the processes that lock nothing down need no libseccomp
 
     calls = pyseccomp.SyscallFilter(pyseccomp.KILL_PROCESS)
     calls.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)  # e.g. 32-bit calls on a 64-bit machine
     not_executable = pyseccomp.Arg(2, pyseccomp.MASKED_EQ, mmap.PROT_EXEC, 0)
-    for names, conditions in ((SYSTEM_CALLS, ()), (MAPPING_CALLS, (not_executable,))):
+    for names, conditions in (((*SYSTEM_CALLS, *more_calls), ()), (mapping_calls, (not_executable,))):
         for name in names:
             number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
             if number != _UNKNOWN_CALL:

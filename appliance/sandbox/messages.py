@@ -7,6 +7,7 @@ import msgspec
 
 from appliance.inference.messages import Crop, TensorInfo, View
 from appliance.ipc.ring import FrameRef
+from appliance.sandbox.admission.verdict import Admitted
 
 MAX_EMITS = 16
 """Frames a handler may emit about one frame."""
@@ -78,7 +79,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     """First message to a new worker."""
 
     handler: str
-    module: bytes
+    module: Admitted
     abi: str
     emits: list[int]
     """Tags the handler may emit."""
@@ -189,6 +190,8 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """Changed keys; an empty value deletes."""
     guest_us: int
     """Time in the guest itself, without waiting for the host."""
+    gas: int = 0
+    """Instructions of the guest, as far as they were counted."""
 
 
 class Log(msgspec.Struct, frozen=True, tag="log"):

@@ -49,6 +49,8 @@ Fault = (
 )
 LOAD_SECONDS = 3.0
 """For the worker to be locked down and to load the module: no code of the guest's runs meanwhile."""
+HARD_GRACE = 0.025
+"""Seconds after a handler's deadline at which its worker is killed: a guest that ran out of gas has said so by then."""
 
 
 class InferenceResult(Protocol):
@@ -78,6 +80,8 @@ class Finished:
     """Which models answered, and where they really ran; each once."""
     guest_us: int = 0
     """Time in the guest itself."""
+    gas: int = 0
+    """Instructions of the guest, as far as they were counted; 0 for a frame that failed."""
     decode_us: int = 0
     """Time in which pictures were decoded and resized for it."""
     invoke_us: int = 0
@@ -109,7 +113,7 @@ class Rules:
     """What a worker is held to."""
 
     deadline: float
-    """Seconds of the guest's own per frame."""
+    """Seconds of the guest's own per frame, after which it is killed."""
     tags: Collection[int]
     inputs: Sequence[Sequence[int]]
     """Bytes of each input of each model it may use."""
@@ -232,7 +236,7 @@ class Session:
             raise PeerError(f"an honest worker would not have passed this on: {error}") from error
         self.state = _changed(self.state, done.state)
         guest_us = min(max(0, done.guest_us), self._own_us(now))
-        return replace(self._finish("ok", "", guest_us, now), emits=tuple(emits.frames))
+        return replace(self._finish("ok", "", guest_us, now), emits=tuple(emits.frames), gas=max(0, done.gas))
 
     def _wished(self, wish: WantInference | WantPixels, now: float) -> WantInference | WantPixels:
         self._wishes += 1

@@ -7,14 +7,16 @@ a backtrace of thousands of lines for a trap), so whatever must be known goes th
 import os
 import socket
 import traceback
+from collections.abc import Callable
 from time import process_time
 
 from appliance.errors import PeerError
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
 from appliance.sandbox.abi import Abi, bind
-from appliance.sandbox.engine import GuestFailedError, open_engine
-from appliance.sandbox.lockdown import lock_down
+from appliance.sandbox.engine import Engine, GuestFailedError, Instance, open_engine
+from appliance.sandbox.engine.calibration import Allowance, gas_per_ms
+from appliance.sandbox.lockdown import COMPILED_CALLS, LOADING_CALLS, forbid_code, lock_down
 from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Loaded, Setup, Started, ToWorker, Trapped
 from appliance.sandbox.services import Services, ZipperGoneError
 
@@ -67,13 +69,17 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     if not isinstance(setup, Setup):
         raise PeerError("the first message must be the setup")
     engine = open_engine(setup.engine)
+    engine.prepare(setup.memory_bytes)
     services = Services(setup, channel, ring)
-    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds)
+    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds, _calls(engine))
     try:
         instance = engine.load(setup.module, setup.memory_bytes)
+        if engine.LOADS_CODE:
+            forbid_code()
         channel.send(Loaded(lockdown))
+        guest = _Guest(instance, Allowance(setup.gas, setup.deadline_ms, gas_per_ms(setup.engine)))
         abi = bind(setup.abi, instance, services)
-        abi.start()
+        guest.run(abi.start)
     except GuestFailedError as error:
         _tell(channel, error.kind, str(error))
         return FAILED
@@ -85,20 +91,46 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
             return DONE
         if not isinstance(job, Job):
             raise PeerError(f"a {type(job).__name__} between two frames")
-        traps += not _handle(channel, services, abi, job)
+        services.begin(job)
+        traps += not _handle(channel, services, guest, abi)
     return DONE
+
+
+def _calls(engine: Engine) -> tuple[str, ...]:
+    return (*COMPILED_CALLS, *LOADING_CALLS) if engine.LOADS_CODE else ()
+
+
+class _Guest:
+    """An instance that is called with gas for one frame at a time."""
+
+    def __init__(self, instance: Instance, allowance: Allowance) -> None:
+        self._instance = instance
+        self._allowance = allowance
+
+    def run(self, call: Callable[[], None]) -> int:
+        """Call into the guest; the gas that took. GuestFailedError."""
+        self._instance.allow(self._allowance.gas)
+        started = process_time()
+        try:
+            call()
+        except GuestFailedError as error:
+            if error.kind == "gas":
+                raise GuestFailedError("gas", self._allowance.explain(), error.backtrace) from error
+            raise
+        finally:
+            gas = self._instance.gas_used()
+            self._allowance.learn(gas, process_time() - started)
+        return gas
 
 
 def _worn(services: Services, traps: int, cpu_seconds: int) -> bool:
     return services.host_calls > MAX_HOST_CALLS or traps >= MAX_TRAPS or process_time() > cpu_seconds * CPU_SHARE
 
 
-def _handle(channel: BlockingChannel[ToWorker], services: Services, abi: Abi, job: Job) -> bool:
-    """Handle one frame and answer for it; False where the guest trapped."""
-    services.begin(job)
+def _handle(channel: BlockingChannel[ToWorker], services: Services, guest: _Guest, abi: Abi) -> bool:
+    """Handle the current frame and answer for it; False where the guest trapped."""
     try:
-        abi.handle()
-        channel.send(services.finish())
+        channel.send(services.finish(guest.run(abi.handle)))
     except GuestFailedError as error:
         channel.send(Trapped(error.kind, str(error)[:MAX_TRAP_TEXT], fatal=False))
         return error.kind not in ABANDONED

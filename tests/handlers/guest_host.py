@@ -18,6 +18,8 @@ from appliance.inference.messages import TensorInfo, View
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import FrameRef, RingReader
 from appliance.sandbox.abi import bind
+from appliance.sandbox.admission.judge import engine_for, judge
+from appliance.sandbox.admission.verdict import Admitted, Order
 from appliance.sandbox.engine import GuestFailedError, open_engine
 from appliance.sandbox.messages import (
     Emit,
@@ -37,6 +39,8 @@ from appliance.sandbox.services import Services
 
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
 MEMORY_BYTES = 16 << 20
+GAS = 10**12
+"""Of all frames together."""
 TAGS = [1, 2, *range(0x10, 0x15), 0x20]
 CAPTURED_NS = 10**18
 
@@ -103,9 +107,12 @@ class Guest:
         self._frame = Picture()
         self._answer: ToWorker | None = None
         seen = [model.seen_by_guest(name) for name, model in self._models.items()]
+        order = Order(module, "wasm3", MEMORY_BYTES)
+        admitted = judge(order, engine_for(order))
+        assert isinstance(admitted, Admitted), admitted
         setup = Setup(
             handler="tested",
-            module=module,
+            module=admitted,
             abi="native",
             emits=TAGS,
             models=seen,
@@ -117,7 +124,9 @@ class Guest:
         # this object has the few methods of both that the services call
         channel, ring = cast("BlockingChannel[ToWorker]", self), cast("RingReader", self)
         self._services = Services(setup, channel, ring)
-        self.abi = bind("native", open_engine("wasm3").load(module, MEMORY_BYTES), self._services)
+        instance = open_engine("wasm3").load(admitted, MEMORY_BYTES)
+        instance.allow(GAS)
+        self.abi = bind("native", instance, self._services)
         self._init_status = _status(self.abi.start)
 
     def init(self) -> int:

@@ -132,7 +132,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(outcomes))
 
 
-def without_libseccomp() -> Callable[[], None]:
+def without_libseccomp(_more_calls: tuple[str, ...]) -> Callable[[], None]:
     def refuse() -> None:
         raise DeviceError("no libseccomp")
 

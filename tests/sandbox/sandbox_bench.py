@@ -15,6 +15,8 @@ from appliance.inference.messages import Crop, Ready, TensorInfo, View
 from appliance.inference.model import ModelSpec
 from appliance.ipc.ring import FrameRef, RingWriter
 from appliance.manifest import Limits
+from appliance.sandbox.admission.judge import engine_for, judge
+from appliance.sandbox.admission.verdict import Admitted, EngineName, Order
 from appliance.sandbox.host import HandlerHost
 from appliance.sandbox.messages import Job
 from appliance.sandbox.session import Finished
@@ -60,6 +62,14 @@ def guest(handle: str, *, init: str = "", data: str = "", memory: str = "1 4", e
 
 def assemble(text: str) -> bytes:
     return bytes(wasmtime.wat2wasm(text))
+
+
+def admit(module: bytes, engine: EngineName = "wasm3", memory_bytes: int = 1 << 20, *, restorable: bool = False) -> Admitted:
+    """A module of a test, judged in this process."""
+    order = Order(module, engine, memory_bytes, restorable)
+    verdict = judge(order, engine_for(order))
+    assert isinstance(verdict, Admitted), verdict
+    return verdict
 
 
 def data(offset: int, content: bytes | str) -> str:
