@@ -18,9 +18,9 @@ from appliance.camera.camera import kind_of, open_camera, printable
 from appliance.config import CameraConfig, Config, HandlerConfig, MqttConfig, device_name
 from appliance.device.state import open_state
 from appliance.errors import ApplianceError
+from appliance.ipc.report import Lockdown
 from appliance.mqtt.private_broker import SEARCH_PATH
 from appliance.publisher import Publisher
-from appliance.sandbox.messages import Lockdown
 from appliance.sandbox.spawning import KEPT_ENVIRONMENT
 from appliance.sandbox.spec import load_handler
 

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Literal, Self
 
 from appliance.errors import DeviceError, ModelError
+from appliance.ipc.report import Lockdown
 from appliance.sandbox.life import Ending, Inference, WorkerLife
-from appliance.sandbox.messages import GuestModel, Job, Lockdown, Setup
+from appliance.sandbox.messages import GuestModel, Job, Setup
 from appliance.sandbox.restarts import Restarts
 from appliance.sandbox.session import Fault, Finished, Rules, Running, Session, printable
 from appliance.sandbox.spawning import WorkerProcess, Zygote
