@@ -44,6 +44,17 @@ class Calls:
     """Whether calls without a rule are allowed; else they end the process with SIGSYS."""
 
 
+THREADS = (
+    Rule(("clone3",), verdict=errno.ENOSYS),
+    Rule(("clone",), when=Argument(0, value=_CLONE_THREAD, mask=_CLONE_THREAD)),
+)
+"""Threads may be started, but no processes: fork is clone without that flag. The arguments of clone3 lie in memory,
+where no filter can look; without it, libc falls back to clone."""
+NO_PROCESSES = (
+    Rule(("clone3",), verdict=errno.ENOSYS),
+    Rule(("clone",), verdict=errno.EPERM, when=Argument(0, value=0, mask=_CLONE_THREAD)),
+)
+"""The same where other calls are allowed."""
 NOT_EXECUTABLE = Argument(2, value=0, mask=mmap.PROT_EXEC)
 """Of the mapping calls: what is written to memory never becomes machine code."""
 
@@ -86,14 +97,3 @@ def _build(calls: Calls) -> Callable[[], None]:
                 built.add_rule(verdict, number, *conditions)
     load: Callable[[], None] = built.load
     return load
-
-
-def threads_alone() -> tuple[Rule, ...]:
-    """Threads may be started, processes not: fork is clone without CLONE_THREAD.
-
-    The arguments of clone3 lie in memory, where no filter can look: without it, libc falls back to clone.
-    """
-    return (
-        Rule(("clone3",), verdict=errno.ENOSYS),
-        Rule(("clone",), when=Argument(0, value=_CLONE_THREAD, mask=_CLONE_THREAD)),
-    )

@@ -51,6 +51,8 @@ class Profile:
     """RLIMIT_NOFILE: what is open stays open."""
     keeps_user: bool = False
     """Do not become nobody, where root has started the process."""
+    keeps_network: str = ""
+    """Why the process stays in the network and System V namespaces of the box; empty: it leaves them."""
     readable: tuple[str, ...] = ()
     """Files and directories, with all beneath them, that may be opened to be read. What does not exist is skipped."""
     writable: tuple[str, ...] = ()
@@ -78,16 +80,17 @@ def lock_down(profile: Profile) -> Lockdown:
     where it has more, and where even the limits cannot be set.
     """
     parent = os.getppid()
+    filter_calls = prepare(profile.calls)
     _limit_all(profile)
     report = Lockdown()
-    _try(report, "network namespace", _leave_namespaces)
+    _try(report, "network namespace", lambda: _leave_namespaces(profile.keeps_network))
     if not profile.keeps_user:
         _try(report, "uid", _become_nobody)
     _try(report, "capabilities", _drop_capabilities)
     die_with_parent(parent)  # again: the kernel forgets it when the user changes
     _try(report, "landlock", lambda: _close_files(profile))
     _limit(resource.RLIMIT_NOFILE, profile.open_files)  # Landlock needed one
-    _try(report, "seccomp", lambda: _filter_calls(profile.calls))
+    _try(report, "seccomp", lambda: _filter_calls(filter_calls))
     return report
 
 
@@ -132,8 +135,10 @@ def _limit(which: int, value: int) -> None:
 # --- measures, in order -------------------------------------------------------------------------------------
 
 
-def _leave_namespaces() -> str:
+def _leave_namespaces(why_not: str) -> str:
     """No network but a loopback that is down, no System V memory of others."""
+    if why_not:
+        raise DeviceError(why_not)
     ours = 0 if os.geteuid() == 0 else _CLONE_NEWUSER  # an ordinary user may, within a user namespace of its own
     _checked(_libc.unshare(c_int(ours | _CLONE_NEWNET | _CLONE_NEWIPC)))
     return "network namespace"
@@ -194,9 +199,9 @@ def _open_path(ruleset: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
-def _filter_calls(calls: Calls) -> str:
+def _filter_calls(put_in_force: Callable[[], None]) -> str:
     """SIGSYS to whoever calls what the process does not need."""
-    prepare(calls)()
+    put_in_force()
     return "seccomp"
 
 
