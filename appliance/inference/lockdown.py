@@ -5,7 +5,7 @@ interpreted of them is interpreted afterwards. A process on the CPU keeps its so
 with a delegate keeps what the delegate's library needs of the machine: it is loaded after the lockdown, because it
 starts threads, and most measures are of a thread and of those that it starts.
 
-``python -m appliance.inference.lockdown [delegate]`` locks itself down and prints what is in force, as JSON.
+``python -m appliance.inference.lockdown [LIBRARY]`` locks itself down and prints what is in force, as JSON.
 """
 
 import errno
@@ -31,6 +31,9 @@ OPEN_FILES = 64
 """Descriptors of a process with a delegate: its device, its events and timers."""
 DEVICES = ("/dev/bus/usb", "/dev/apex_0")
 """Where an Edge TPU is."""
+LIBRARIES = ("/usr", "/lib", "/lib64", "/opt", "/etc/ld.so.cache", "/sys", "/run/udev", "/proc/cpuinfo")
+"""What a process with a delegate may read, beside the directories of the delegate itself and of LD_LIBRARY_PATH:
+libraries, and what the system says about devices. It may be root's process, and must not read the device's keys."""
 
 SYSTEM_CALLS = (
     *("sendto", "recvfrom", "send", "recv"),  # the socket; no sendmsg and recvmsg: descriptors cannot pass
@@ -67,8 +70,10 @@ DANGEROUS_CALLS = (
 """What no delegate needs, and what leads out of the process or further into the kernel."""
 
 
-def lock_down(model_bytes: int, *, delegate: bool) -> Lockdown:
+def lock_down(model_bytes: int, delegate: str) -> Lockdown:
     """Leave a model's process what it needs to run a model whose files have ``model_bytes`` in all.
+
+    ``delegate`` is the library that is to be loaded, or empty.
 
     All files must have been read, and on the CPU everything have been imported and the runtime warmed up. DeviceError
     where even the limits cannot be set, or other threads run.
@@ -81,13 +86,18 @@ def lock_down(model_bytes: int, *, delegate: bool) -> Lockdown:
             open_files=OPEN_FILES,
             keeps_user=True,  # the one who may open the device
             keeps_network="a delegate hears through it that its device is there",
-            readable=("/",),
+            readable=(*LIBRARIES, *_directories(delegate)),
             writable=DEVICES,
         )
     else:
         memory = MEMORY_BYTES + MEMORY_PER_MODEL_BYTE * model_bytes
         profile = Profile(limits, on_the_cpu(os.getpid()), memory_bytes=memory)
     return lockdown.lock_down(profile)
+
+
+def _directories(library: str) -> list[str]:
+    searched = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    return [directory for directory in (os.path.dirname(library), *searched) if directory]  # noqa: PTH120 - "" stays
 
 
 def on_the_cpu(pid: int) -> Calls:
@@ -118,7 +128,7 @@ def with_delegate(pid: int) -> Calls:
 
 def main() -> None:
     """Lock this process down as a model's is, and say what is in force, as JSON, on standard output."""
-    report = lock_down(0, delegate=len(sys.argv) > 1)
+    report = lock_down(0, "".join(sys.argv[1:]))
     os.write(1, msgspec.json.encode(report))
     os._exit(0)  # an orderly end would make calls that are not allowed any more
 

@@ -197,11 +197,11 @@ def _open(spec: ModelSpec | None) -> tuple[Lockdown, Opened | None]:
     """Read and import everything, lock the process down, and only then look at what the model's file holds."""
     warm_up()
     if spec is None:
-        return lock_down(0, delegate=False), None
+        return lock_down(0, ""), None
     runtime = Runtime(spec.runtime)
     contents = read_contents(spec)
     runtime.warm_up()
-    lockdown = lock_down(contents.size, delegate=bool(spec.delegate))
+    lockdown = lock_down(contents.size, spec.delegate)
     return lockdown, open_model(spec, runtime, contents)
 
 
