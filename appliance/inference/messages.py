@@ -3,6 +3,7 @@
 import msgspec
 
 from appliance.frame import ModelRun
+from appliance.ipc.report import Lockdown
 from appliance.ipc.ring import FrameRef
 
 MAX_TENSORS = 16
@@ -86,6 +87,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     outputs: list[TensorInfo]
     note: str = ""
     """Anything the operator should know, e.g. why the CPU twin runs instead of the Edge TPU."""
+    lockdown: Lockdown = Lockdown()
+    """As it was before the model was interpreted. A model that has broken out can lie about it."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):

@@ -35,6 +35,14 @@ Size = tuple[int, int]
 """Width and height."""
 
 
+def warm_up() -> None:
+    """Decode and resize a picture of our own: libraries import what they need when they are first used."""
+    jpeg = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
+    frame = FrameRef(0, 0, len(jpeg), "jpeg", 16, 16)
+    for format in CHANNELS:
+        pixels(memoryview(jpeg), GetPixels(0, frame, Crop(), format, 3, 3))
+
+
 def letterbox(picture: Size, target: Size) -> tuple[int, int, int, int]:
     """Where a picture of that size lies in the target: x, y, width and height in pixels of the target."""
     scale = min(target[0] / picture[0], target[1] / picture[1])

@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Literal, Self, cast
 
 from appliance.errors import DeviceError, ModelError
+from appliance.ipc.report import Lockdown
 from appliance.sandbox.admission.admit import RefusedError
 from appliance.sandbox.admission.verdict import Admitted, EngineName, Order, Rejected
 from appliance.sandbox.life import Ending, Inference, WorkerLife
-from appliance.sandbox.messages import GuestModel, Job, Lockdown, Setup
+from appliance.sandbox.messages import GuestModel, Job, Setup
 from appliance.sandbox.restarts import Restarts
 from appliance.sandbox.session import HARD_GRACE, Fault, Finished, Rules, Running, Session, printable
 from appliance.sandbox.spawning import WorkerProcess, Zygote
@@ -279,7 +280,9 @@ def _admit(spec: HandlerSpec) -> Admitted:
     """The module, for its engine; RefusedError. To be asked of admission's child instead: this is hostile code."""
     from appliance.sandbox.admission.judge import engine_for, judge  # noqa: PLC0415 - wasmtime, until then
 
-    order = Order(spec.module, cast("EngineName", spec.engine), spec.limits.memory_mb << 20, restorable=spec.abi == "command")
+    order = Order(
+        spec.module, cast("EngineName", spec.engine), spec.limits.memory_mb << 20, restorable=spec.abi == "command"
+    )
     verdict = judge(order, engine_for(order))
     if isinstance(verdict, Rejected):
         raise RefusedError(verdict.rule, verdict.message, verdict.offset)

@@ -1,11 +1,12 @@
 """What the zipper, the zygote and the workers say. Everything a worker sends is hostile until decoded."""
 
 from enum import IntEnum
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
 from appliance.inference.messages import Crop, TensorInfo, View
+from appliance.ipc.report import Lockdown
 from appliance.ipc.ring import FrameRef
 from appliance.sandbox.admission.verdict import Admitted
 
@@ -24,8 +25,6 @@ MAX_STATE_KEYS = 64
 MAX_STATE_KEY = 64
 MAX_STATE_VALUE = 4096
 MAX_TRAP_TEXT = 2048
-MAX_MEASURES = 16
-MAX_REASON = 256
 
 EMIT_FORMATS = frozenset({"jpeg", "cbor", "json", "bytes"})
 """What a handler may emit. Not ``rgb`` and ``gray``: an emitted frame carries no width and height."""
@@ -133,22 +132,6 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 # --- worker -> zipper --------------------------------------------------------------------------------------
-
-
-Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON)]
-
-
-class Lockdown(msgspec.Struct, frozen=True):
-    """What a worker has given up, beyond its limits; ``str()`` is a line for people."""
-
-    in_force: Annotated[list[Reason], msgspec.Meta(max_length=MAX_MEASURES)] = []
-    missing: Annotated[dict[Reason, Reason], msgspec.Meta(max_length=MAX_MEASURES)] = {}
-    """What is not in force, and why not."""
-
-    def __str__(self) -> str:
-        there = ", ".join(self.in_force) or "limits alone"
-        missing = ", ".join(f"{name} ({reason})" for name, reason in self.missing.items())
-        return f"{there}; not in force: {missing}" if missing else there
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from appliance.errors import PeerError
 from appliance.frame import MAX_MODEL_RUNS, MAX_SIDE, ModelRun
 from appliance.inference.messages import LETTERBOX, STRETCH, Crop
+from appliance.ipc.report import Lockdown
 from appliance.sandbox.emits import EmitError, Emits
 from appliance.sandbox.messages import (
     LOG_LEVELS,
@@ -29,7 +30,6 @@ from appliance.sandbox.messages import (
     GuestFault,
     Job,
     Loaded,
-    Lockdown,
     Log,
     Started,
     Trapped,

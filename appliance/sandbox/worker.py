@@ -14,9 +14,9 @@ from appliance.errors import PeerError
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
 from appliance.sandbox.abi import Abi, bind
-from appliance.sandbox.engine import Engine, GuestFailedError, Instance, open_engine
+from appliance.sandbox.engine import GuestFailedError, Instance, open_engine
 from appliance.sandbox.engine.calibration import Allowance, gas_per_ms
-from appliance.sandbox.lockdown import COMPILED_CALLS, LOADING_CALLS, forbid_code, lock_down
+from appliance.sandbox.lockdown import CALLS, LOADING, forbid_code, lock_down
 from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Loaded, Setup, Started, ToWorker, Trapped
 from appliance.sandbox.services import Services, ZipperGoneError
 
@@ -71,7 +71,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     engine = open_engine(setup.engine)
     engine.prepare(setup.memory_bytes)
     services = Services(setup, channel, ring)
-    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds, _calls(engine))
+    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds, LOADING if engine.LOADS_CODE else CALLS)
     try:
         instance = engine.load(setup.module, setup.memory_bytes)
         if engine.LOADS_CODE:
@@ -94,10 +94,6 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         services.begin(job)
         traps += not _handle(channel, services, guest, abi)
     return DONE
-
-
-def _calls(engine: Engine) -> tuple[str, ...]:
-    return (*COMPILED_CALLS, *LOADING_CALLS) if engine.LOADS_CODE else ()
 
 
 class _Guest:

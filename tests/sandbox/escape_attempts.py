@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from appliance.errors import DeviceError
+from appliance.ipc import lockdown as measures
+from appliance.ipc.calls import Calls
 from appliance.sandbox import lockdown
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -123,7 +125,7 @@ def main() -> None:
         os.setresuid(id, id, id)
         libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # as it is in a process that was started so
     if kind == "unfiltered":
-        lockdown.prepare = without_libseccomp
+        measures.prepare = without_libseccomp
     lock: Callable[[], object] = (lambda: None) if kind == "free" else (lambda: lockdown.lock_down(1 << 20, 10))
     with tempfile.TemporaryDirectory() as directory:
         attempts = Attempts(directory)
@@ -132,7 +134,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(outcomes))
 
 
-def without_libseccomp(_more_calls: tuple[str, ...]) -> Callable[[], None]:
+def without_libseccomp(calls: Calls) -> Callable[[], None]:
     def refuse() -> None:
         raise DeviceError("no libseccomp")
 

@@ -20,15 +20,13 @@ from sandbox_bench import NOTHING, TAG, TIMEOUT, bench, guest, proc, until
 from appliance.errors import PeerError
 from appliance.ipc.channel import pack
 from appliance.ipc.packets import Assembler
+from appliance.ipc.report import MAX_MEASURES, MAX_REASON, Lockdown
 from appliance.ipc.ring import RingWriter
 from appliance.sandbox.lockdown import MAPPING_CALLS, NOBODY, SYSTEM_CALLS
 from appliance.sandbox.messages import (
-    MAX_MEASURES,
-    MAX_REASON,
     FromWorker,
     Inferred,
     Loaded,
-    Lockdown,
     Setup,
     Started,
     Trapped,

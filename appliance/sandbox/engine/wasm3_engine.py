@@ -82,7 +82,9 @@ class Wasm3Instance:
             try:
                 self._module.link_function(function.module, function.name, function.signature, function.call)
             except RuntimeError as error:
-                raise GuestFailedError("link", f"{function.module}.{function.name} cannot be linked: {error}") from error
+                raise GuestFailedError(
+                    "link", f"{function.module}.{function.name} cannot be linked: {error}"
+                ) from error
         self._linked = True
 
     def allow(self, gas: int) -> None:

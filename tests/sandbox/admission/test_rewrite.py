@@ -1,10 +1,9 @@
 import pytest
 import wasmtime
+from appliance.sandbox.module import PAGE_BYTES, MemoryLimitError, Module, ModuleError, prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandbox_bench import NOTHING, assemble, guest
-
-from appliance.sandbox.module import PAGE_BYTES, MemoryLimitError, Module, ModuleError, prepare
 
 LIMIT = 16 * PAGE_BYTES
 
