@@ -25,6 +25,7 @@ from appliance.inference.broker import Broker
 from appliance.ipc.ring import RingWriter
 from appliance.mqtt.private_broker import PrivateBroker
 from appliance.publisher import Publisher
+from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec, load_handler
 from appliance.source_process import SourceEnd, SourceOrder, SourceProcess
@@ -137,8 +138,9 @@ class Appliance:
         self._zygote = await stack.enter_async_context(Zygote(ring.fd))
         await stack.enter_async_context(self.inference)
         self._attach_publisher(specs)
+        guest_models = GuestModelStore(self._state.guest_models, config.inference)
         for spec in specs:
-            handler = LocalHandler(spec, self.zipper, self._zygote, self.inference)
+            handler = LocalHandler(spec, self.zipper, self._zygote, self.inference, guest_models)
             self.handlers.append(await stack.enter_async_context(handler))
         self.door = Door(self.zipper, access, self.device)
         server = zipper_server(

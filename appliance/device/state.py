@@ -39,6 +39,10 @@ class StateDirectory:
     def broker(self) -> Path:
         return self.path / "broker"
 
+    @property
+    def guest_models(self) -> Path:
+        return self.path / "guest-models"
+
     def local_credential(self) -> str:
         """The credential of processes on this box, made at first start, readable by its owner only."""
         if not self.credential_file.exists():

@@ -12,7 +12,7 @@ from appliance.backoff import Backoff
 from appliance.errors import ModelError
 from appliance.frame import ModelRun
 from appliance.inference.messages import MAX_REQUESTS, Ready, ToModel
-from appliance.inference.model import ModelSpec
+from appliance.inference.model import BusyError, ModelSpec
 from appliance.inference.process import Answer, Died, ModelProcess
 from appliance.ipc.report import Lockdown
 
@@ -25,10 +25,6 @@ RELOAD_SECONDS = 5.0
 """A model that cannot be loaded is tried again no sooner: files and devices do not heal in milliseconds."""
 
 logger = logging.getLogger("inference")
-
-
-class BusyError(ModelError):
-    """The process has all the requests it may hold: the same one, later, may go well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from appliance.errors import ConfigError, DeviceError, ModelError
 from appliance.inference.first_model import FIRST_MODEL
-from appliance.inference.messages import MAX_RANK, MAX_TENSOR_BYTES, MAX_TENSORS, TensorInfo
+from appliance.inference.messages import MAX_RANK, MAX_TENSOR_BYTES, MAX_TENSOR_NAME, MAX_TENSORS, TensorInfo
 
-MAX_TENSOR_NAME = 128
 MAX_REASON = 300
 """Characters kept of what a runtime says about a model: some of it comes from the model file."""
 DTYPES = frozenset({"uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool"})

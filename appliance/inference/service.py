@@ -110,7 +110,8 @@ class Service:
     def _begin(self, request: ToModel) -> None:
         """Do what comes before the model, and hand the rest to the thread that runs it."""
         if isinstance(request, GetPixels):
-            self._send(Pixels(request.id, pixels(self._payload(request.frame), request)))
+            payload = self._payload(request.frame) if request.data is None else None
+            self._send(Pixels(request.id, pixels(payload, request)))
         elif isinstance(request, InferTensors):
             self._runs.put(Run(request.id, self._tensors(request)))
         else:

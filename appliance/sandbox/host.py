@@ -16,6 +16,7 @@ from appliance.errors import DeviceError, ModelError
 from appliance.ipc.report import Lockdown
 from appliance.sandbox.admission.admit import RefusedError
 from appliance.sandbox.admission.verdict import Admitted, EngineName, Order, Rejected
+from appliance.sandbox.guest_models import BroughtModels, GuestModelStore
 from appliance.sandbox.life import Ending, Inference, WorkerLife
 from appliance.sandbox.messages import GuestModel, Job, Setup
 from appliance.sandbox.restarts import Restarts
@@ -76,12 +77,18 @@ class HandlerHost:
     """Jobs in flight: the one being handled, and the next, already in the worker's socket."""
 
     def __init__(
-        self, spec: HandlerSpec, zygote: Zygote, inference: Inference, on_finish: Callable[[Finished], None]
+        self,
+        spec: HandlerSpec,
+        zygote: Zygote,
+        inference: Inference,
+        on_finish: Callable[[Finished], None],
+        guest_models: GuestModelStore | None = None,
     ) -> None:
         self.spec = spec
         self._zygote = zygote
         self._inference = inference
         self._on_finish = on_finish
+        self._brought = BroughtModels(spec.guest_models, guest_models)
         self._log = logging.getLogger(f"handler.{spec.name}")
         self._group = asyncio.TaskGroup()
         self._supervisor: asyncio.Task[None] | None = None
@@ -178,7 +185,7 @@ class HandlerHost:
         except RefusedError as error:
             return self._failed(Ending(REFUSALS.get(error.rule, "load"), str(error), final=True), None)
         session = Session(rules, self._guest_state, monotonic())
-        self._life = WorkerLife(self.spec, self._worker, session, self._inference, self._progress)
+        self._life = WorkerLife(self.spec, self._worker, session, self._inference, self._progress, self._brought)
         ending = Ending("stopped", "the handler was stopped")
         try:
             ending = await self._life.run(setup, self._waiting)

@@ -21,6 +21,10 @@ MAX_DOCUMENT_BYTES = 128 << 10
 MAX_WISHES = 256
 """Inferences and pictures a handler may ask for about one frame."""
 MAX_PIXEL_BYTES = 12 << 20
+MAX_PICTURE_BYTES = 8 << 20
+"""A picture, as a file, that a guest has decoded."""
+MAX_GUEST_MODEL_BYTES = 16 << 20
+"""All models that a guest brings, together: they pass in one message each, and its worker keeps them."""
 MAX_STATE_KEYS = 64
 MAX_STATE_KEY = 64
 MAX_STATE_VALUE = 4096
@@ -120,6 +124,12 @@ class Inferred(msgspec.Struct, frozen=True, tag="inferred"):
     tensors: list[bytes]
 
 
+class ModelLoaded(msgspec.Struct, frozen=True, tag="modelloaded"):
+    """Answer to WantModel: its handle is the next index after the models known so far."""
+
+    model: GuestModel
+
+
 class PixelData(msgspec.Struct, frozen=True, tag="pixeldata"):
     data: bytes
 
@@ -129,6 +139,8 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
     code: int
     message: str
+    busy: bool = False
+    """The same, later, may go well."""
 
 
 # --- worker -> zipper --------------------------------------------------------------------------------------
@@ -153,10 +165,19 @@ class WantInference(msgspec.Struct, frozen=True, tag="infer"):
 
 
 class WantPixels(msgspec.Struct, frozen=True, tag="pixels"):
+    """Samples of (a part of) the current frame, or of the picture in ``data`` where given: JPEG or PNG, all of it."""
+
     crop: Crop
     format: str
     width: int
     height: int
+    data: bytes | None = None
+
+
+class WantModel(msgspec.Struct, frozen=True, tag="model"):
+    """Load a model that the guest brings; ``data`` is the file."""
+
+    data: bytes
 
 
 class Emit(msgspec.Struct, frozen=True):
@@ -191,8 +212,8 @@ class Trapped(msgspec.Struct, frozen=True, tag="trapped"):
     fatal: bool
 
 
-ToWorker = Setup | Job | Inferred | PixelData | Refused
-FromWorker = Loaded | Started | WantInference | WantPixels | Done | Log | Trapped
+ToWorker = Setup | Job | Inferred | ModelLoaded | PixelData | Refused
+FromWorker = Loaded | Started | WantInference | WantModel | WantPixels | Done | Log | Trapped
 
 
 # --- zipper -> zygote --------------------------------------------------------------------------------------

@@ -11,13 +11,15 @@ from typing import Literal, Protocol
 
 from appliance.errors import PeerError
 from appliance.frame import MAX_MODEL_RUNS, MAX_SIDE, ModelRun
-from appliance.inference.messages import LETTERBOX, STRETCH, Crop
+from appliance.inference.messages import LETTERBOX, PIXEL_BYTES, STRETCH, Crop
 from appliance.ipc.report import Lockdown
 from appliance.sandbox.emits import EmitError, Emits
 from appliance.sandbox.messages import (
     LOG_LEVELS,
+    MAX_GUEST_MODEL_BYTES,
     MAX_LOG_LINE,
     MAX_LOGS_PER_FRAME,
+    MAX_PICTURE_BYTES,
     MAX_PIXEL_BYTES,
     MAX_STATE_KEY,
     MAX_STATE_KEYS,
@@ -34,6 +36,7 @@ from appliance.sandbox.messages import (
     Started,
     Trapped,
     WantInference,
+    WantModel,
     WantPixels,
 )
 
@@ -105,7 +108,8 @@ class Broken:
     message: str
 
 
-Event = Loaded | Running | Finished | Broken | WantInference | WantPixels | Log
+Wish = WantInference | WantModel | WantPixels
+Event = Loaded | Running | Finished | Broken | Wish | Log
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ class Rules:
     """Seconds of the guest's own per frame, after which it is killed."""
     tags: Collection[int]
     inputs: Sequence[Sequence[int]]
-    """Bytes of each input of each model it may use."""
+    """Bytes of each input of each model it may use; those it brings come after them."""
 
 
 class Session:
@@ -129,6 +133,7 @@ class Session:
         self.told_nothing_since_a_frame = False
         """Its last word was the end of a frame: an orderly exit now loses nothing."""
         self._rules = rules
+        self._inputs = list(rules.inputs)
         self._lockdown: Lockdown | None = None
         self._jobs: deque[Job] = deque()
         self._asked_at: float | None = None
@@ -184,7 +189,7 @@ class Session:
                 return Running(self._lockdown)
             case Done() if not self.starting:
                 return self._done(message, now)
-            case WantInference() | WantPixels() if not self.starting:
+            case WantInference() | WantModel() | WantPixels() if self._may_wish(message):
                 return self._wished(message, now)
             case _:
                 raise PeerError(f"a {type(message).__name__} is not due")
@@ -193,12 +198,16 @@ class Session:
         """The wish was answered: with ``result`` where it was an inference that went well, or with a refusal."""
         if self._asked_at is None:
             raise RuntimeError("nothing was asked")
-        waited_us = round((now - self._asked_at) * 1e6)
-        self._account = _charged(self._account, waited_us, result)
+        if not self.starting:
+            self._account = _charged(self._account, round((now - self._asked_at) * 1e6), result)
         if refusal:
             self._refusal = refusal
         self._asked_at = None
         self._running_since = now
+
+    def brought(self, inputs: Sequence[int]) -> None:
+        """The worker has been told of one more model, with inputs of so many bytes."""
+        self._inputs.append(inputs)
 
     def abandon(self, fault: Fault, message: str, now: float) -> Finished | None:
         """The worker is dead: the end of the job it had in hand, if any. :meth:`unread` has the others."""
@@ -238,27 +247,33 @@ class Session:
         guest_us = min(max(0, done.guest_us), self._own_us(now))
         return replace(self._finish("ok", "", guest_us, now), emits=tuple(emits.frames), gas=max(0, done.gas))
 
-    def _wished(self, wish: WantInference | WantPixels, now: float) -> WantInference | WantPixels:
+    def _may_wish(self, wish: Wish) -> bool:
+        """Models may be loaded before there is a frame."""
+        return not self.loading if isinstance(wish, WantModel) else not self.starting
+
+    def _wished(self, wish: Wish, now: float) -> Wish:
         self._wishes += 1
         if self._wishes > MAX_WISHES:
             raise PeerError(f"more than {MAX_WISHES} wishes about one frame")
         if isinstance(wish, WantInference):
             self._check_inference(wish)
-        else:
+        elif isinstance(wish, WantPixels):
             _check_pixels(wish)
+        elif len(wish.data) > MAX_GUEST_MODEL_BYTES:
+            raise PeerError("a model over the limit")
         self._left -= self._running(now)
         self._running_since = None
         self._asked_at = now
         return wish
 
     def _check_inference(self, wish: WantInference) -> None:
-        if not 0 <= wish.model < len(self._rules.inputs):
+        if not 0 <= wish.model < len(self._inputs):
             raise PeerError(f"a wish for model {wish.model}, which the handler has not declared")
         if wish.tensors is None:
             _check_crop(wish.view.crop)
             if wish.view.fit not in (STRETCH, LETTERBOX):
                 raise PeerError("an unknown way to fit a picture")
-        elif [len(tensor) for tensor in wish.tensors] != list(self._rules.inputs[wish.model]):
+        elif [len(tensor) for tensor in wish.tensors] != list(self._inputs[wish.model]):
             raise PeerError("tensors that are not as long as the model's inputs")
 
     # --- accounts ------------------------------------------------------------------------------------------
@@ -335,8 +350,10 @@ def _check_crop(crop: Crop) -> None:
 
 def _check_pixels(wish: WantPixels) -> None:
     _check_crop(wish.crop)
-    samples = {"rgb": 3, "gray": 1}.get(wish.format)
+    samples = PIXEL_BYTES.get(wish.format)
     if samples is None or not (1 <= wish.width <= MAX_SIDE and 1 <= wish.height <= MAX_SIDE):
         raise PeerError("a wish for pixels of unknown format or size")
     if wish.width * wish.height * samples > MAX_PIXEL_BYTES:
         raise PeerError("a wish for more pixels than the limit")
+    if wish.data is not None and len(wish.data) > MAX_PICTURE_BYTES:
+        raise PeerError("a picture over the limit")

@@ -9,6 +9,7 @@ from typing import Self
 from appliance.frame import PICTURE_FORMATS, Frame, Producer
 from appliance.inference.broker import Broker
 from appliance.inference.messages import View
+from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.host import HandlerHost, HandlerStatus
 from appliance.sandbox.messages import Job
 from appliance.sandbox.session import Finished
@@ -26,11 +27,18 @@ class _InHand:
 class LocalHandler:
     """``async with LocalHandler(…)``: observes while the block lasts."""
 
-    def __init__(self, spec: HandlerSpec, zipper: Zipper, zygote: Zygote, broker: Broker) -> None:
+    def __init__(
+        self,
+        spec: HandlerSpec,
+        zipper: Zipper,
+        zygote: Zygote,
+        broker: Broker,
+        guest_models: GuestModelStore | None = None,
+    ) -> None:
         self.spec = spec
         self._zipper = zipper
         self._broker = broker
-        self._host = HandlerHost(spec, zygote, broker, self._finished)
+        self._host = HandlerHost(spec, zygote, broker, self._finished, guest_models)
         self.failed: Counter[str] = Counter()
         """Frames that came to no good, by outcome."""
         self._in_hand: dict[int, _InHand] = {}

@@ -11,7 +11,7 @@ from typing import Any
 import wasmtime
 
 from appliance.frame import ModelRun
-from appliance.inference.messages import Crop, Ready, TensorInfo, View
+from appliance.inference.messages import PIXEL_BYTES, Crop, Ready, TensorInfo, View
 from appliance.inference.model import ModelSpec
 from appliance.ipc.ring import FrameRef, RingWriter
 from appliance.manifest import Limits
@@ -120,9 +120,11 @@ class FakeInference:
     async def infer_tensors(self, model: ModelSpec, inputs: list[bytes]) -> Answer:
         return await self._answer(inputs)
 
-    async def pixels(self, frame: FrameRef, crop: Crop, format: str, width: int, height: int) -> bytes:
-        await self._answer((crop, format, width, height))
-        return bytes(index % 251 for index in range(width * height * (3 if format == "rgb" else 1)))
+    async def pixels(
+        self, frame: FrameRef, crop: Crop, format: str, width: int, height: int, data: bytes | None = None
+    ) -> bytes:
+        await self._answer((crop, format, width, height, *([] if data is None else [data])))
+        return bytes(index % 251 for index in range(width * height * PIXEL_BYTES[format]))
 
     async def _answer(self, question: object) -> Answer:
         self.asked.append(question)

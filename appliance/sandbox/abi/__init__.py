@@ -12,6 +12,12 @@ from typing import Protocol
 
 from appliance.sandbox.abi.guest import Guest
 from appliance.sandbox.abi.native import Native, NativeAbi
+from appliance.sandbox.abi.tensors import Contexts
+from appliance.sandbox.abi.wasi_ephemeral_nn import WasiEphemeralNn
+from appliance.sandbox.abi.wasi_nn import WasiNn
+from appliance.sandbox.abi.wasmedge_image import WasmedgeImage
+from appliance.sandbox.abi.wasmedge_tensorflow import WasmedgeTensorflow
+from appliance.sandbox.abi.wasmedge_tensorflowlite import WasmedgeTensorflowLite
 from appliance.sandbox.engine import Instance
 from appliance.sandbox.services import Services
 
@@ -41,5 +47,15 @@ def bind(abi: str, instance: Instance, services: Services) -> Abi:
     """Link a guest with all host modules, for a convention; GuestFailedError ``link``."""
     guest = Guest(instance, services)
     hosts = Hosts(guest, Native(guest))
-    instance.link(chain(hosts.native.functions()))
+    contexts = Contexts(services)
+    instance.link(
+        chain(
+            hosts.native.functions(),
+            WasiEphemeralNn(guest, contexts).functions(),
+            WasiNn(guest, contexts).functions(),
+            WasmedgeTensorflowLite(guest, contexts).functions(),
+            WasmedgeImage(guest).functions(),
+            WasmedgeTensorflow(guest).functions(),
+        )
+    )
     return ABIS[abi](hosts)

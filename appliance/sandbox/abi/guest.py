@@ -14,6 +14,13 @@ Method = Callable[..., int | None]
 """What a host function does. Its integers come unsigned; it may raise RefusalError."""
 
 
+class PointerError(RefusalError):
+    """The guest names memory that it has not."""
+
+    def __init__(self) -> None:
+        super().__init__(Errno.EINVAL, "a pointer outside the memory")
+
+
 class Guest:
     """One instance and its services, as the ABI modules see them.
 
@@ -60,7 +67,7 @@ class Guest:
         if self._view is None:
             self._view = self.instance.memory()
         if pointer < 0 or length < 0 or pointer + length > len(self._view):
-            raise RefusalError(Errno.EINVAL, "a pointer outside the memory")
+            raise PointerError
         return self._view[pointer : pointer + length]
 
     def read(self, pointer: int, length: int) -> bytes:
