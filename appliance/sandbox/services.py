@@ -4,6 +4,8 @@ An ABI module translates pointers into these calls and their values back; it kno
 are checked here as well as there, so that an ABI may hand on what the guest said.
 """
 
+import os
+from random import Random
 from time import perf_counter_ns
 
 from appliance.frame import MAX_SIDE, PICTURE_FORMATS
@@ -58,6 +60,9 @@ class Services:
     def __init__(self, setup: Setup, channel: BlockingChannel[ToWorker], ring: RingReader) -> None:
         self.models: list[GuestModel] = setup.models
         self.settings = setup.settings
+        self.setup = setup
+        self.random = Random(os.urandom(32))  # now: a worker that is locked down cannot ask the kernel for chance
+        """Differs from worker to worker and cannot be guessed from outside, but makes no secrets."""
         self.host_calls = 0
         """Calls of host functions since the start: each leaks a little."""
         self._max_calls = setup.host_calls

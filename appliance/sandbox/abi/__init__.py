@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
+from appliance.sandbox.abi.bindgen import Bindgen
+from appliance.sandbox.abi.command import Command
 from appliance.sandbox.abi.guest import Guest
 from appliance.sandbox.abi.native import Native, NativeAbi
+from appliance.sandbox.abi.wasi_snapshot_preview1 import Wasi
+from appliance.sandbox.abi.yomo import Yomo, YomoAbi
 from appliance.sandbox.engine import Instance
 from appliance.sandbox.services import Services
 
@@ -32,14 +36,21 @@ class Hosts:
 
     guest: Guest
     native: Native
+    wasi: Wasi
+    yomo: Yomo
 
 
-ABIS: Mapping[str, Callable[[Hosts], Abi]] = {"native": lambda hosts: NativeAbi(hosts.guest)}
+ABIS: Mapping[str, Callable[[Hosts], Abi]] = {
+    "native": lambda hosts: NativeAbi(hosts.guest),
+    "command": lambda hosts: Command(hosts.guest, hosts.wasi),
+    "bindgen": lambda hosts: Bindgen(hosts.guest),
+    "yomo": lambda hosts: YomoAbi(hosts.guest, hosts.yomo),
+}
 
 
 def bind(abi: str, instance: Instance, services: Services) -> Abi:
     """Link a guest with all host modules, for a convention; GuestFailedError ``link``."""
     guest = Guest(instance, services)
-    hosts = Hosts(guest, Native(guest))
-    instance.link(chain(hosts.native.functions()))
+    hosts = Hosts(guest, Native(guest), Wasi(guest), Yomo(guest))
+    instance.link(chain(hosts.native.functions(), hosts.wasi.functions(), hosts.yomo.functions()))
     return ABIS[abi](hosts)

@@ -50,6 +50,9 @@ class Instance(Protocol):
     def memory(self) -> memoryview:
         """The guest's linear memory, writable. It dangles after the next call into the guest: never keep it."""
 
+    def reset(self) -> None:
+        """As after :meth:`link`: memory and globals begin anew. What was found before must be found again."""
+
 
 class Engine(Protocol):
     """What a module in ``engine/`` is."""

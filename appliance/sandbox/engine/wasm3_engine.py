@@ -37,6 +37,10 @@ class Wasm3Instance:
             raise GuestFailedError("memory", f"the module cannot be loaded: {error}") from error
         except ModuleError as error:
             raise GuestFailedError("load", f"the module cannot be loaded: {error}") from error
+        self._linked = False
+        self._load()
+
+    def _load(self) -> None:
         environment = wasm3.Environment()
         self._runtime = environment.new_runtime(STACK_BYTES)
         try:
@@ -44,11 +48,20 @@ class Wasm3Instance:
             self._runtime.load(self._module)
         except RuntimeError as error:
             raise GuestFailedError("load", f"the module cannot be loaded: {error}") from error
-        self._linked = False
 
     def link(self, functions: Iterable[HostFunction]) -> None:
         """Give the module what it imports; GuestFailedError ``link`` names the import that nothing provides."""
-        provided = {(function.module, function.name): function for function in functions}
+        self._provided = {(function.module, function.name): function for function in functions}
+        self._link()
+        self._linked = True
+
+    def reset(self) -> None:
+        """Parsed again, which leaks the old instance and takes its time."""
+        self._load()
+        self._link()
+
+    def _link(self) -> None:
+        provided = self._provided
         for module, name in self._prepared.imports:
             function = provided.get((module, name))
             if function is None:
@@ -59,7 +72,6 @@ class Wasm3Instance:
                 raise GuestFailedError(
                     "link", f"it imports {module}.{name} with another type than {function.signature}: {error}"
                 ) from error
-        self._linked = True
 
     def find(self, name: str, signature: str = "i()") -> Function | None:
         """The exported function of that name, None where there is none. The start function runs at the first."""
