@@ -21,6 +21,8 @@ MAX_FILES = 16
 MAX_FILES_BYTES = 8 << 20
 """Of all files of a handler together: they are sent to its worker in one message, with the module."""
 MAX_ARGUMENTS = 32
+COMMAND = "command"
+"""The ABI that has files and arguments."""
 
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 """A plain file name beside the manifest: no directories, nothing hidden."""
@@ -114,6 +116,12 @@ def load_manifest(directory: Path) -> Manifest:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise HandlerError(f"{path}: {error}") from error
+    if manifest.abi != COMMAND:
+        for key, given in (("command", manifest.command is not None), ("files", bool(manifest.files))):
+            if given:
+                raise HandlerError(f'{path}: `{key}` is for programs; it needs abi = "{COMMAND}"')
+    if manifest.command and manifest.command.frame in manifest.files:
+        raise HandlerError(f"{path}: `command.frame` and `files` both name {manifest.command.frame}")
     for emit in manifest.emits:
         if emit.tag in RESERVED_TAGS:
             raise HandlerError(f"{path}: tag {emit.tag:#x} in `emits` is reserved for the system")

@@ -85,7 +85,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     module: Admitted
     abi: str
     emits: list[int]
-    """Tags the handler may emit."""
+    """Tags the handler may emit, in the manifest's order."""
     models: list[GuestModel]
     settings: dict[str, str]
     state: dict[str, bytes]
@@ -106,6 +106,8 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     """What a guest of an ABI with files can open, by name."""
     command: CommandSpec | None = None
     """How a program is called, where the convention is ``command``."""
+    observes: list[int] = []
+    """Tags of the frames that it is given."""
 
 
 class Job(msgspec.Struct, frozen=True, tag="job"):

@@ -5,7 +5,9 @@ are checked here as well as there, so that an ABI may hand on what the guest sai
 """
 
 import contextlib
+import os
 from collections import deque
+from random import Random
 from time import perf_counter_ns
 
 from appliance.frame import MAX_SIDE, PICTURE_FORMATS
@@ -69,6 +71,9 @@ class Services:
         self.declared = len(setup.models)
         """How many of them the manifest names; those that the guest brings come after them."""
         self.settings = setup.settings
+        self.setup = setup
+        self.random = Random(os.urandom(32))  # now: a worker that is locked down cannot ask the kernel for chance
+        """Differs from worker to worker and cannot be guessed from outside, but makes no secrets."""
         self.host_calls = 0
         """Calls of host functions since the start: each leaks a little."""
         self._max_calls = setup.host_calls

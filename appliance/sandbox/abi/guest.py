@@ -1,5 +1,6 @@
 """What every ABI shares: the guest's memory within its bounds, and calls that are counted and masked."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from operator import and_
 
@@ -31,6 +32,7 @@ class Guest:
         self.instance = instance
         self.services = services
         self._view: memoryview | None = None
+        self._forget: list[Callable[[], None]] = []
 
     def provide(
         self, module: str, methods: Mapping[str, Method], refused: Callable[[RefusalError], int | None]
@@ -97,3 +99,21 @@ class Guest:
     def forget_view(self) -> None:
         """The guest has run: call it after every call into it that is made outside a host function."""
         self._view = None
+
+    # --- its life ------------------------------------------------------------------------------------------
+
+    def on_reset(self, forget: Callable[[], None]) -> None:
+        """Have ``forget`` called whenever the guest begins anew, and with it has lost every handle it was given."""
+        self._forget.append(forget)
+
+    def reset(self) -> None:
+        """The guest is as it was when it was linked. What was found of it must be found again."""
+        self.instance.reset()
+        self.forget_view()
+        for forget in self._forget:
+            forget()
+
+    def note(self, level: int, text: bytes) -> None:
+        """A line in the handler's log about, or of, the guest; dropped where there are too many about one frame."""
+        with contextlib.suppress(RefusalError):
+            self.services.log(level, text)
