@@ -32,7 +32,7 @@ NOBODY = 65534
 
 SYSTEM_CALLS = (
     *("sendto", "recvfrom", "send", "recv"),  # the socket; no sendmsg and recvmsg: descriptors cannot pass
-    "write",  # wasm3 prints a backtrace for a trap, to /dev/null
+    *("write", "read"),  # wasm3 prints a backtrace for a trap, into a pipe that the worker itself reads
     *("brk", "munmap", "mremap", "madvise"),  # memory; mmap is below
     *("futex", "futex_time64"),  # the interpreter's locks
     *("clock_gettime", "clock_gettime64"),  # the CPU clock, and the others where the vDSO lacks them
@@ -75,7 +75,7 @@ def lock_down(memory_bytes: int, cpu_seconds: int) -> Lockdown:
     parent = os.getppid()
     _limit(resource.RLIMIT_STACK, STACK_BYTES)
     _limit(resource.RLIMIT_AS, _address_space() + memory_bytes + MARGIN_BYTES)
-    _limit(resource.RLIMIT_CPU, cpu_seconds)
+    _limit(resource.RLIMIT_CPU, cpu_seconds, 1)  # SIGXCPU comes at the soft limit alone, and tells why it ended
     _limit(resource.RLIMIT_NPROC, 0)
     for which in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
         _limit(which, 0)
@@ -104,11 +104,11 @@ def _try(report: Lockdown, name: str, measure: Callable[[], str]) -> None:
 # --- limits -------------------------------------------------------------------------------------------------
 
 
-def _limit(which: int, value: int) -> None:
-    """Soft and hard limit: never above the hard limit that is there."""
+def _limit(which: int, value: int, grace: int = 0) -> None:
+    """Soft limit, and the hard one ``grace`` above it: never above the hard limit that is there."""
     hard = resource.getrlimit(which)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (value, value))
+    soft, most = (limit if hard == resource.RLIM_INFINITY else min(limit, hard) for limit in (value, value + grace))
+    resource.setrlimit(which, (soft, most))
 
 
 def _address_space() -> int:

@@ -1,12 +1,13 @@
 """The process that runs one handler: set up, locked down, then one frame after another.
 
-Forked from the zygote, which has imported all this already. Its standard output and error lead nowhere (wasm3 prints
-a backtrace of thousands of lines for a trap), so whatever must be known goes through the socket.
+Forked from the zygote, which has imported all this already. Its standard output leads nowhere and its standard error
+to itself (wasm3 prints a backtrace there), so whatever must be known goes through the socket.
 """
 
 import os
 import socket
 import traceback
+from collections.abc import Sequence
 from time import process_time
 
 from appliance.errors import PeerError
@@ -14,6 +15,7 @@ from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
 from appliance.sandbox.abi import Abi, bind
 from appliance.sandbox.engine import GuestFailedError, open_engine
+from appliance.sandbox.engine.backtrace import PrintedBacktrace
 from appliance.sandbox.lockdown import lock_down
 from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Loaded, Setup, Started, ToWorker, Trapped
 from appliance.sandbox.services import Services, ZipperGoneError
@@ -56,8 +58,14 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}; at {', '.join(places)}"
 
 
-def _tell(channel: BlockingChannel[ToWorker], kind: GuestFault, message: str) -> None:
-    channel.send(Trapped(kind, message[-MAX_TRAP_TEXT:], fatal=True))
+def _tell(channel: BlockingChannel[ToWorker], kind: GuestFault, message: str, backtrace: Sequence[str] = ()) -> None:
+    channel.send(Trapped(kind, message[-MAX_TRAP_TEXT:], fatal=True, backtrace=list(backtrace)))
+
+
+def _backtrace(error: GuestFailedError, printed: PrintedBacktrace) -> Sequence[str]:
+    """What the engine knows, else what it has printed, which is taken in any case: the pipe would fill up."""
+    taken = printed.take()
+    return error.backtrace or taken
 
 
 def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
@@ -68,6 +76,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         raise PeerError("the first message must be the setup")
     engine = open_engine(setup.engine)
     services = Services(setup, channel, ring)
+    printed = PrintedBacktrace()
     lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds)
     try:
         instance = engine.load(setup.module, setup.memory_bytes)
@@ -75,7 +84,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         abi = bind(setup.abi, instance, services)
         abi.start()
     except GuestFailedError as error:
-        _tell(channel, error.kind, str(error))
+        _tell(channel, error.kind, str(error), _backtrace(error, printed))
         return FAILED
     channel.send(Started())
     traps = 0
@@ -85,7 +94,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
             return DONE
         if not isinstance(job, Job):
             raise PeerError(f"a {type(job).__name__} between two frames")
-        traps += not _handle(channel, services, abi, job)
+        traps += not _handle(channel, services, abi, job, printed)
     return DONE
 
 
@@ -93,13 +102,16 @@ def _worn(services: Services, traps: int, cpu_seconds: int) -> bool:
     return services.host_calls > MAX_HOST_CALLS or traps >= MAX_TRAPS or process_time() > cpu_seconds * CPU_SHARE
 
 
-def _handle(channel: BlockingChannel[ToWorker], services: Services, abi: Abi, job: Job) -> bool:
+def _handle(
+    channel: BlockingChannel[ToWorker], services: Services, abi: Abi, job: Job, printed: PrintedBacktrace
+) -> bool:
     """Handle one frame and answer for it; False where the guest trapped."""
     services.begin(job)
     try:
         abi.handle()
         channel.send(services.finish())
     except GuestFailedError as error:
-        channel.send(Trapped(error.kind, str(error)[:MAX_TRAP_TEXT], fatal=False))
+        backtrace = list(_backtrace(error, printed))
+        channel.send(Trapped(error.kind, str(error)[:MAX_TRAP_TEXT], fatal=False, backtrace=backtrace))
         return error.kind not in ABANDONED
     return True
