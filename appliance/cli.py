@@ -182,6 +182,7 @@ def release_handler(config_path: Path | None, state: str, name: str | None) -> N
     appliance handler release parts      let it try again
     """  # noqa: D301 - click wants the character \b
     from appliance.device.state import open_state  # noqa: PLC0415
+    from appliance.mqtt.result import rfc3339  # noqa: PLC0415
     from appliance.sandbox.evidence import Quarantines  # noqa: PLC0415
 
     with _clear_errors():
