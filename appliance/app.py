@@ -19,6 +19,7 @@ from appliance.config import Config, PeerConfig, check_config, device_name
 from appliance.device.memory import proportional_kb
 from appliance.device.state import StateDirectory, read_secret
 from appliance.errors import ConfigError
+from appliance.faults import FaultKeeper
 from appliance.frame import Frame
 from appliance.health import camera_document, handler_document, model_document, overall
 from appliance.inference.broker import Broker
@@ -105,6 +106,7 @@ class Appliance:
                 await _cancelled(working, stopping)
                 await self._settle()
                 await _cancelled(*upkeep)
+            await self._faults.keep()
             self._say()
             connected = self.publisher.stats.connection.connected
             await self.publisher.drained(SETTLE_SECONDS if connected else AWAY_SECONDS)
@@ -138,10 +140,10 @@ class Appliance:
         self._zygote = await stack.enter_async_context(Zygote(ring.fd))
         await stack.enter_async_context(self.inference)
         self._attach_publisher(specs)
-        guest_models = GuestModelStore(self._state.guest_models, config.inference)
+        self._faults = await stack.enter_async_context(FaultKeeper(self._state.capsules, self._state.quarantine))
+        self._guest_models = GuestModelStore(self._state.guest_models, config.inference)
         for spec in specs:
-            handler = LocalHandler(spec, self.zipper, self._zygote, self.inference, guest_models)
-            self.handlers.append(await stack.enter_async_context(handler))
+            await self._start_handler(stack, spec)
         self.door = Door(self.zipper, access, self.device)
         server = zipper_server(
             self.door, config.zipper.host, config.zipper.port, certificate, config.zipper.max_connections
@@ -150,6 +152,20 @@ class Appliance:
         host = config.zipper.host if is_loopback(config.zipper.host) else "127.0.0.1"
         self._address = Address(host, self.port, certificate[0])
         stack.enter_context(self._state.announced(host, self.port))
+
+    async def _start_handler(self, stack: AsyncExitStack, spec: HandlerSpec) -> None:
+        quarantined = await self._faults.quarantined(spec)
+        handler = LocalHandler(
+            spec,
+            self.zipper,
+            self._zygote,
+            self.inference,
+            self._guest_models,
+            quarantined=quarantined,
+            on_crash=self._faults.crashed,
+        )
+        self._faults.watch(handler)
+        self.handlers.append(await stack.enter_async_context(handler))
 
     def _load_handlers(self) -> list[HandlerSpec]:
         specs = [load_handler(handler, self._config.inference) for handler in self._config.handlers]
@@ -214,6 +230,7 @@ class Appliance:
 
     async def _keep_status(self) -> None:
         while True:
+            await self._faults.keep()
             self._say()
             await asyncio.sleep(STATUS_SECONDS)
 

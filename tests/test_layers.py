@@ -21,7 +21,7 @@ LAYERS = (
     {"cli"},
     {"console", "doctor"},
     {"app"},
-    {"health", "summary", "source_process"},
+    {"health", "summary", "source_process", "faults", "replay"},
     {"zipper", "client", "source", "publisher"},
     {"camera", "transport", "sandbox", "inference", "mqtt"},
     {"manifest", "source_settings"},
@@ -42,7 +42,8 @@ NO_IO = [
     "zipper.router", "zipper.core", "zipper.conversation", "zipper.access", "transport.flow",
     "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result",
     "camera.watch", "camera.pacing",
-    "sandbox.session", "sandbox.restarts", "sandbox.emits",
+    "sandbox.session", "sandbox.restarts", "sandbox.emits", "sandbox.budget", "sandbox.quarantine",
+    "sandbox.failure", "sandbox.capsule",
     "inference.memo", "inference.messages",
 ]
 # fmt: on

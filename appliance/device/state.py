@@ -43,6 +43,16 @@ class StateDirectory:
     def guest_models(self) -> Path:
         return self.path / "guest-models"
 
+    @property
+    def capsules(self) -> Path:
+        """Crash capsules of handlers."""
+        return self.path / "capsules"
+
+    @property
+    def quarantine(self) -> Path:
+        """Records of handlers in quarantine."""
+        return self.path / "quarantine"
+
     def local_credential(self) -> str:
         """The credential of processes on this box, made at first start, readable by its owner only."""
         if not self.credential_file.exists():

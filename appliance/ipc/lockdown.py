@@ -124,10 +124,11 @@ def _limit_all(profile: Profile) -> None:
 
 def _limit(which: int, value: int) -> None:
     """Soft and hard limit: never above the hard limit that is there."""
+    grace = 1 if which == resource.RLIMIT_CPU else 0  # SIGXCPU comes at the soft limit alone, and tells why it ended
     hard = resource.getrlimit(which)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    soft, most = (limit if hard == resource.RLIM_INFINITY else min(limit, hard) for limit in (value, value + grace))
     try:
-        resource.setrlimit(which, (value, value))
+        resource.setrlimit(which, (soft, most))
     except (OSError, ValueError) as error:
         raise DeviceError(f"the process cannot be limited (resource {which} to {value}): {error}") from error
 

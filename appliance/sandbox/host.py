@@ -5,6 +5,7 @@ Whatever happens to workers, every job has exactly one :class:`Finished`.
 
 import asyncio
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,13 +13,19 @@ from time import monotonic
 from types import TracebackType
 from typing import Literal, Self, cast
 
+import msgspec
+
 from appliance.errors import DeviceError, ModelError
 from appliance.ipc.report import Lockdown
 from appliance.sandbox.admission.admit import RefusedError
 from appliance.sandbox.admission.verdict import Admitted, EngineName, Order, Rejected
+from appliance.sandbox.budget import Budgets
+from appliance.sandbox.failure import MAX_MESSAGE, Failure
+from appliance.sandbox.guest_log import GuestLog
 from appliance.sandbox.guest_models import BroughtModels, GuestModelStore
 from appliance.sandbox.life import Ending, Inference, WorkerLife
 from appliance.sandbox.messages import GuestModel, Job, Setup
+from appliance.sandbox.quarantine import Strikes
 from appliance.sandbox.restarts import Restarts
 from appliance.sandbox.session import HARD_GRACE, Fault, Finished, Rules, Running, Session, printable
 from appliance.sandbox.spawning import WorkerProcess, Zygote
@@ -32,17 +39,7 @@ PATIENCE_SECONDS = 1.0
 REFUSALS: Mapping[str, Fault] = {"memory": "memory", "import": "link", "signature": "link"}
 """By admission's rule, as what a refusal counts; all others are ``load``."""
 
-State = Literal["starting", "running", "backoff", "failed", "stopped"]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What went wrong last."""
-
-    kind: Fault
-    message: str
-    seq: int | None
-    """Number of the frame in hand; None where there was none."""
+State = Literal["starting", "running", "backoff", "quarantined", "failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +61,16 @@ class HandlerStatus:
     last_failure: Failure | None
     lockdown: Lockdown | None = None
     """What the worker has given up, by its own word; None before the first has started."""
+    log_dropped: int = 0
+    """Lines of log over the handler's budget."""
 
 
 class HandlerHost:
     """One handler: ``async with HandlerHost(…) as host``, then :meth:`submit`.
 
     ``on_finish`` is called on the loop, once for each job, and may submit the next. A defect of ours, there or
-    here, ends the ``async with`` body with an exception.
+    here, ends the ``async with`` body with an exception. ``quarantined`` is the failure for which no worker may run
+    until :meth:`release`; ``state`` is the guest's keys and values to begin with.
     """
 
     CAPACITY = 2
@@ -83,6 +83,9 @@ class HandlerHost:
         inference: Inference,
         on_finish: Callable[[Finished], None],
         guest_models: GuestModelStore | None = None,
+        *,
+        quarantined: Failure | None = None,
+        state: Mapping[str, bytes] | None = None,
     ) -> None:
         self.spec = spec
         self._zygote = zygote
@@ -93,14 +96,19 @@ class HandlerHost:
         self._group = asyncio.TaskGroup()
         self._supervisor: asyncio.Task[None] | None = None
         self._restarts = Restarts()
+        self._strikes = Strikes()
+        self._budgets = Budgets(spec.limits, monotonic())
+        self._guest_log = GuestLog(spec.name)
+        self._quarantined = quarantined is not None
+        self._released = asyncio.Event()
         self._life: WorkerLife | None = None
         self._worker: WorkerProcess | None = None
         self._waiting: deque[Job] = deque()
         self._in_flight = 0
         self._refusing: Fault | None = None
-        self._guest_state: Mapping[str, bytes] = {}
+        self._guest_state: Mapping[str, bytes] = state or {}
         self._faults: Counter[str] = Counter()
-        self._last_failure: Failure | None = None
+        self._last_failure = quarantined
         self._lockdown: Lockdown | None = None
         self._handled = self._restarted = self._recycled = 0
         self._enter("starting")
@@ -120,6 +128,7 @@ class HandlerHost:
             theirs = isinstance(error, asyncio.CancelledError)
             await self._group.__aexit__(*((kind, error, trace) if theirs else (None, None, None)))
         finally:
+            self._guest_log.close()
             self._enter("stopped")
             self._refuse("stopped")
 
@@ -135,7 +144,27 @@ class HandlerHost:
             faults=dict(self._faults),
             last_failure=self._last_failure,
             lockdown=self._lockdown,
+            log_dropped=self._guest_log.dropped,
         )
+
+    @property
+    def accepting(self) -> bool:
+        """Jobs are handled, now or soon; else they end at once."""
+        return self._refusing is None
+
+    @property
+    def guest_state(self) -> Mapping[str, bytes]:
+        """The guest's keys and values after the last frame that went well."""
+        return self._life.session.state if self._life else self._guest_state
+
+    def release(self) -> None:
+        """Out of quarantine, with a clean slate; nothing where it is not in quarantine."""
+        self._released.set()
+
+    def written(self, failure: Failure, capsule: str) -> None:
+        """The crash capsule of ``failure`` is in the file of that name."""
+        if self._last_failure is failure:
+            self._last_failure = msgspec.structs.replace(failure, capsule=capsule)
 
     def submit(self, job: Job) -> None:
         """Take a job; never blocks. The caller keeps to CAPACITY jobs that are not finished."""
@@ -153,7 +182,11 @@ class HandlerHost:
 
     async def _supervise(self) -> None:
         while True:
+            if self._quarantined:
+                await self._sit_out()
             ending = await self._live()
+            if self._quarantined:
+                continue
             if ending.fault is None:
                 self._recycled += 1  # to everybody else it goes on running
                 continue
@@ -164,6 +197,18 @@ class HandlerHost:
             await self._back_off()
             self._restarted += 1
             self._enter("starting")
+
+    async def _sit_out(self) -> None:
+        """Be in quarantine."""
+        self._released.clear()
+        self._enter("quarantined")
+        self._log.error("event=handler_quarantined until=released version=%s", self.spec.version)
+        self._refuse("unavailable")
+        await self._released.wait()
+        self._log.warning("event=handler_released")
+        self._quarantined, self._refusing = False, None
+        self._strikes, self._restarts = Strikes(), Restarts()
+        self._enter("starting")
 
     async def _back_off(self) -> None:
         delay = self._restarts.died(monotonic()) - monotonic()
@@ -184,17 +229,21 @@ class HandlerHost:
             return self._failed(Ending("crash", str(error)), None)
         except RefusedError as error:
             return self._failed(Ending(REFUSALS.get(error.rule, "load"), str(error), final=True), None)
-        session = Session(rules, self._guest_state, monotonic())
-        self._life = WorkerLife(self.spec, self._worker, session, self._inference, self._progress, self._brought)
+        session = Session(rules, self._guest_state, monotonic(), self._budgets)
+        self._life = WorkerLife(
+            self.spec, self._worker, session, self._inference, self._progress, self._guest_log, self._brought
+        )
         ending = Ending("stopped", "the handler was stopped")
         try:
             ending = await self._life.run(setup, self._waiting)
         finally:
             self._life = self._worker = None
             self._guest_state = session.state
-            cut = session.abandon(ending.fault, ending.message, monotonic()) if ending.fault else None
+            fault, message, trace = ending.fault, ending.message, ending.backtrace
+            cut = session.abandon(fault, message, monotonic(), trace) if fault else None
             self._waiting = session.unread()
-            if ending.fault:
+            if fault:
+                self._strike(fault)
                 self._failed(ending, cut)
         return ending
 
@@ -239,9 +288,13 @@ class HandlerHost:
         if event.outcome == "ok":
             self._handled += 1
             self._restarts.handled()
+            self._strikes.handled()
         else:
-            self._count(event.outcome, event.message, event.job.seq)
+            self._count(event.outcome, event.message, event.job.seq, event.backtrace)
+            self._strike(event.outcome)
         self._finish(event)
+        if self._quarantined and self._life:
+            self._life.retire()
 
     def _locked_down(self, lockdown: Lockdown) -> None:
         first, self._lockdown = self._lockdown is None, lockdown
@@ -252,18 +305,23 @@ class HandlerHost:
     def _failed(self, ending: Ending, cut: Finished | None) -> Ending:
         """A worker ended badly, with the frame it had in hand."""
         if ending.fault and ending.fault != "stopped":
-            self._count(ending.fault, ending.message, cut.job.seq if cut else None)
+            self._count(ending.fault, ending.message, cut.job.seq if cut else None, ending.backtrace)
         if cut:
             self._finish(cut)
         return ending
 
-    def _count(self, fault: Fault, message: str, seq: int | None) -> None:
+    def _strike(self, fault: Fault) -> None:
+        self._strikes.failed(fault)
+        self._quarantined = self._strikes.out
+
+    def _count(self, fault: Fault, message: str, seq: int | None, backtrace: tuple[str, ...]) -> None:
         self._faults[fault] += 1
-        self._last_failure = Failure(fault, message, seq)
+        self._last_failure = Failure(fault, message[:MAX_MESSAGE], seq, time.time_ns(), list(backtrace))
         count = self._faults[fault]
         if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a handler that fails on every frame fills no disk
             frame = "" if seq is None else f" frame={seq}"
-            self._log.warning("event=handler_fault kind=%s count=%d%s error=%s", fault, count, frame, message)
+            at = f" backtrace={' | '.join(backtrace)}" if backtrace else ""
+            self._log.warning("event=handler_fault kind=%s count=%d%s error=%s%s", fault, count, frame, message, at)
 
     def _refuse(self, fault: Fault) -> None:
         """From now on no job waits for a worker, nor do those that wait already."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from appliance.inference.messages import Crop, Ready, View
 from appliance.inference.model import BusyError, ModelSpec
 from appliance.ipc.channel import AsyncChannel
 from appliance.ipc.ring import FrameRef
+from appliance.sandbox.guest_log import GuestLog
 from appliance.sandbox.guest_models import BroughtModels
 from appliance.sandbox.messages import (
     Errno,
@@ -39,10 +39,10 @@ from appliance.sandbox.session import (
     Fault,
     Finished,
     InferenceResult,
+    LineDropped,
     Running,
     Session,
     Wish,
-    printable,
 )
 from appliance.sandbox.spawning import WorkerProcess
 from appliance.sandbox.spec import HandlerSpec
@@ -81,6 +81,14 @@ class Ending:
     message: str = ""
     final: bool = False
     """Another worker would end in the same way."""
+    backtrace: tuple[str, ...] = ()
+
+
+_KILLED_FOR = {
+    int(signal.SIGSYS): Ending("forbidden", "it made a system call that workers may not make"),
+    int(signal.SIGXCPU): Ending("deadline", "it used up the CPU time of its worker"),
+}
+"""Signals with which the kernel enforces what the worker has laid down in its lockdown."""
 
 
 class WorkerLife:
@@ -93,6 +101,7 @@ class WorkerLife:
         session: Session,
         inference: Inference,
         on_event: Callable[[Running | Finished], None],
+        guest_log: GuestLog,
         brought: BroughtModels,
     ) -> None:
         self.session = session
@@ -100,9 +109,9 @@ class WorkerLife:
         self._worker = worker
         self._inference = inference
         self._on_event = on_event
+        self._guest_log = guest_log
         self._brought = brought
         self._models = [use.model for use in spec.models]
-        self._log = logging.getLogger(f"handler.{spec.name}")
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._channel: AsyncChannel[FromWorker] = AsyncChannel(worker.sock, FromWorker, self._heard, self._closed)
@@ -113,6 +122,10 @@ class WorkerLife:
         self._channel.send(job)
         self.session.give(job, monotonic())
         self._watch()
+
+    def retire(self) -> None:
+        """Nobody wants this worker any more: what it has in hand is not its fault, nor finished."""
+        self._end(Ending(None))
 
     async def run(self, setup: Setup, waiting: deque[Job]) -> Ending:
         """Set the worker up, give it the jobs that wait, and live with it to its end; it is dead when this returns."""
@@ -147,7 +160,7 @@ class WorkerLife:
             return Ending("crash", "the worker closed its socket and went on running")
         if exited.result() == _EXITED_IN_ORDER and self.session.told_nothing_since_a_frame:
             return Ending(None)
-        return Ending("crash", f"the worker {_describe(exited.result())}")
+        return _ending_of(exited.result())
 
     # --- what the worker does ------------------------------------------------------------------------------
 
@@ -169,12 +182,14 @@ class WorkerLife:
             case Loaded():
                 pass  # the deadline is armed anew
             case Log():
-                self._log.log(event.level, "event=guest_says text=%s", printable(event.text))
+                self._guest_log.say(event)
+            case LineDropped():
+                self._guest_log.drop()
             case WantInference() | WantModel() | WantPixels():
                 self._wishes.put_nowait((event, self.session.job))
             case Broken():
                 final = self.session.starting and event.fault in FINAL_FAULTS
-                self._end(Ending(event.fault, event.message, final))
+                self._end(Ending(event.fault, event.message, final, event.backtrace))
             case Running() | Finished():
                 self._on_event(event)
 
@@ -256,10 +271,13 @@ class WorkerLife:
         return await self._inference.pixels(job.frame, wish.crop, wish.format, wish.width, wish.height, wish.data)
 
 
-def _describe(status: int) -> str:
+def _ending_of(status: int) -> Ending:
+    """What the exit status of a worker that said nothing tells."""
     if status >= 0:
-        return f"ended with status {status}"
+        return Ending("crash", f"the worker ended with status {status}")
+    if -status in _KILLED_FOR:
+        return _KILLED_FOR[-status]
     try:
-        return f"was killed by {signal.Signals(-status).name}"
+        return Ending("crash", f"the worker was killed by {signal.Signals(-status).name}")
     except ValueError:
-        return f"was killed by signal {-status}"
+        return Ending("crash", f"the worker was killed by signal {-status}")

@@ -1,7 +1,7 @@
 """What the zipper, the zygote and the workers say. Everything a worker sends is hostile until decoded."""
 
 from enum import IntEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -29,6 +29,9 @@ MAX_STATE_KEYS = 64
 MAX_STATE_KEY = 64
 MAX_STATE_VALUE = 4096
 MAX_TRAP_TEXT = 2048
+MAX_BACKTRACE = 8
+"""Functions of a guest that are named when it fails, innermost first."""
+MAX_BACKTRACE_LINE = 96
 
 EMIT_FORMATS = frozenset({"jpeg", "cbor", "json", "bytes"})
 """What a handler may emit. Not ``rgb`` and ``gray``: an emitted frame carries no width and height."""
@@ -206,12 +209,19 @@ class Log(msgspec.Struct, frozen=True, tag="log"):
     text: str
 
 
+Backtrace = Annotated[
+    list[Annotated[str, msgspec.Meta(max_length=MAX_BACKTRACE_LINE)]], msgspec.Meta(max_length=MAX_BACKTRACE)
+]
+"""Where in its code a guest was, innermost function first: ``0: 0x0000a2 deep``."""
+
+
 class Trapped(msgspec.Struct, frozen=True, tag="trapped"):
     """The guest failed. ``fatal``: the instance cannot go on and the process exits."""
 
     kind: GuestFault
     message: str
     fatal: bool
+    backtrace: Backtrace = []
 
 
 ToWorker = Setup | Job | Inferred | ModelLoaded | PixelData | Refused

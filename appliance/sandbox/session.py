@@ -13,6 +13,8 @@ from appliance.errors import PeerError
 from appliance.frame import MAX_MODEL_RUNS, MAX_SIDE, ModelRun
 from appliance.inference.messages import LETTERBOX, PIXEL_BYTES, STRETCH, Crop
 from appliance.ipc.report import Lockdown
+from appliance.manifest import Limits
+from appliance.sandbox.budget import Budgets
 from appliance.sandbox.emits import EmitError, Emits
 from appliance.sandbox.messages import (
     LOG_LEVELS,
@@ -44,6 +46,7 @@ Fault = (
     GuestFault
     | Literal[
         "deadline",
+        "forbidden",  # it made a system call that workers may not make
         "protocol",  # its process said what no honest worker says
         "model",  # a model it needs cannot be loaded
         "unavailable",  # it failed for good, or so often that the next try is a while away
@@ -77,6 +80,8 @@ class Finished:
     outcome: Literal["ok"] | Fault
     message: str = ""
     """What went wrong, for a person; empty when all went well."""
+    backtrace: tuple[str, ...] = ()
+    """Where in its code the guest failed, innermost function first; empty where that is not known."""
     emits: tuple[Emit, ...] = ()
     """Validated: allowed tags, bounded sizes, well-formed documents."""
     models: tuple[ModelRun, ...] = ()
@@ -106,10 +111,16 @@ class Broken:
 
     fault: Fault
     message: str
+    backtrace: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LineDropped:
+    """The guest has said more than its budget allows."""
 
 
 Wish = WantInference | WantModel | WantPixels
-Event = Loaded | Running | Finished | Broken | Wish | Log
+Event = Loaded | Running | Finished | Broken | Wish | Log | LineDropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +137,8 @@ class Rules:
 class Session:
     """One worker's life. ``deadline`` says when it must be killed, None while it owes nothing."""
 
-    def __init__(self, rules: Rules, state: Mapping[str, bytes], now: float) -> None:
+    def __init__(self, rules: Rules, state: Mapping[str, bytes], now: float, budgets: Budgets | None = None) -> None:
+        """``budgets`` outlive the worker: those of a handler's last one are those of its next."""
         self.state = dict(state)
         """The guest's keys and values after the last frame that was handled."""
         self.starting = True
@@ -134,6 +146,7 @@ class Session:
         """Its last word was the end of a frame: an orderly exit now loses nothing."""
         self._rules = rules
         self._inputs = list(rules.inputs)
+        self._budgets = budgets or Budgets(Limits(), now)
         self._lockdown: Lockdown | None = None
         self._jobs: deque[Job] = deque()
         self._asked_at: float | None = None
@@ -176,7 +189,7 @@ class Session:
         self.told_nothing_since_a_frame = False
         match message:
             case Log():
-                return self._logged(message)
+                return self._logged(message, now)
             case Trapped():
                 return self._trapped(message, now)
             case Loaded() if self._lockdown is None:
@@ -209,11 +222,11 @@ class Session:
         """The worker has been told of one more model, with inputs of so many bytes."""
         self._inputs.append(inputs)
 
-    def abandon(self, fault: Fault, message: str, now: float) -> Finished | None:
+    def abandon(self, fault: Fault, message: str, now: float, backtrace: tuple[str, ...] = ()) -> Finished | None:
         """The worker is dead: the end of the job it had in hand, if any. :meth:`unread` has the others."""
         if self.job is None:
             return None
-        return self._end(fault, message, self._own_us(now))
+        return replace(self._end(fault, message, self._own_us(now)), backtrace=backtrace)
 
     def unread(self) -> deque[Job]:
         """Take back the jobs that the worker cannot have looked at."""
@@ -222,19 +235,20 @@ class Session:
 
     # --- messages ------------------------------------------------------------------------------------------
 
-    def _logged(self, line: Log) -> Log:
+    def _logged(self, line: Log, now: float) -> Log | LineDropped:
         self._logs += 1
         if self._logs > MAX_LOGS_PER_FRAME or len(line.text) > MAX_LOG_LINE or line.level not in LOG_LEVELS:
             raise PeerError("more log than an honest worker sends")
-        return line
+        return line if self._budgets.log(now) else LineDropped()
 
     def _trapped(self, trapped: Trapped, now: float) -> Finished | Broken:
         if len(trapped.message) > MAX_TRAP_TEXT:
             raise PeerError("a longer explanation than an honest worker gives")
         message = printable(f"{trapped.message}; {self._refusal}" if self._refusal else trapped.message)
+        backtrace = tuple(map(printable, trapped.backtrace))
         if trapped.fatal or self.starting:
-            return Broken(trapped.kind, message)
-        return self._finish(trapped.kind, message, self._own_us(now), now)
+            return Broken(trapped.kind, message, backtrace)
+        return replace(self._finish(trapped.kind, message, self._own_us(now), now), backtrace=backtrace)
 
     def _done(self, done: Done, now: float) -> Finished:
         emits = Emits(self._rules.tags)
@@ -245,7 +259,11 @@ class Session:
             raise PeerError(f"an honest worker would not have passed this on: {error}") from error
         self.state = _changed(self.state, done.state)
         guest_us = min(max(0, done.guest_us), self._own_us(now))
-        return replace(self._finish("ok", "", guest_us, now), emits=tuple(emits.frames), gas=max(0, done.gas))
+        finished = self._finish("ok", "", guest_us, now)
+        excess = self._budgets.emit(emits.frames, now)
+        if excess:  # the worker has handled the frame and holds its new state: only what it emitted is withheld
+            return replace(finished, outcome="budget", message=excess, gas=max(0, done.gas))
+        return replace(finished, emits=tuple(emits.frames), gas=max(0, done.gas))
 
     def _may_wish(self, wish: Wish) -> bool:
         """Models may be loaded before there is a frame."""

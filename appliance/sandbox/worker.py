@@ -1,13 +1,13 @@
 """The process that runs one handler: set up, locked down, then one frame after another.
 
-Forked from the zygote, which has imported all this already. Its standard output and error lead nowhere (wasm3 prints
-a backtrace of thousands of lines for a trap), so whatever must be known goes through the socket.
+Forked from the zygote, which has imported all this already. Its standard output leads nowhere and its standard error
+to itself (wasm3 prints a backtrace there), so whatever must be known goes through the socket.
 """
 
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import process_time
 
 from appliance.errors import PeerError
@@ -15,6 +15,7 @@ from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
 from appliance.sandbox.abi import Abi, bind
 from appliance.sandbox.engine import GuestFailedError, Instance, open_engine
+from appliance.sandbox.engine.backtrace import PrintedBacktrace
 from appliance.sandbox.engine.calibration import Allowance, gas_per_ms
 from appliance.sandbox.lockdown import CALLS, LOADING, forbid_code, lock_down
 from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Loaded, Setup, Started, ToWorker, Trapped
@@ -58,8 +59,14 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}; at {', '.join(places)}"
 
 
-def _tell(channel: BlockingChannel[ToWorker], kind: GuestFault, message: str) -> None:
-    channel.send(Trapped(kind, message[-MAX_TRAP_TEXT:], fatal=True))
+def _tell(channel: BlockingChannel[ToWorker], kind: GuestFault, message: str, backtrace: Sequence[str] = ()) -> None:
+    channel.send(Trapped(kind, message[-MAX_TRAP_TEXT:], fatal=True, backtrace=list(backtrace)))
+
+
+def _backtrace(error: GuestFailedError, printed: PrintedBacktrace) -> Sequence[str]:
+    """What the engine knows, else what it has printed, which is taken in any case: the pipe would fill up."""
+    taken = printed.take()
+    return error.backtrace or taken
 
 
 def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
@@ -71,6 +78,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     engine = open_engine(setup.engine)
     engine.prepare(setup.memory_bytes)
     services = Services(setup, channel, ring)
+    printed = PrintedBacktrace()
     lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds, LOADING if engine.LOADS_CODE else CALLS)
     try:
         instance = engine.load(setup.module, setup.memory_bytes)
@@ -81,7 +89,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         abi = bind(setup.abi, instance, services)
         guest.run(abi.start)
     except GuestFailedError as error:
-        _tell(channel, error.kind, str(error))
+        _tell(channel, error.kind, str(error), _backtrace(error, printed))
         return FAILED
     channel.send(Started())
     traps = 0
@@ -92,7 +100,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         if not isinstance(job, Job):
             raise PeerError(f"a {type(job).__name__} between two frames")
         services.begin(job)
-        traps += not _handle(channel, services, guest, abi)
+        traps += not _handle(channel, services, guest, abi, printed)
     return DONE
 
 
@@ -123,11 +131,14 @@ def _worn(services: Services, traps: int, cpu_seconds: int) -> bool:
     return services.host_calls > MAX_HOST_CALLS or traps >= MAX_TRAPS or process_time() > cpu_seconds * CPU_SHARE
 
 
-def _handle(channel: BlockingChannel[ToWorker], services: Services, guest: _Guest, abi: Abi) -> bool:
+def _handle(
+    channel: BlockingChannel[ToWorker], services: Services, guest: _Guest, abi: Abi, printed: PrintedBacktrace
+) -> bool:
     """Handle the current frame and answer for it; False where the guest trapped."""
     try:
         channel.send(services.finish(guest.run(abi.handle)))
     except GuestFailedError as error:
-        channel.send(Trapped(error.kind, str(error)[:MAX_TRAP_TEXT], fatal=False))
+        backtrace = list(_backtrace(error, printed))
+        channel.send(Trapped(error.kind, str(error)[:MAX_TRAP_TEXT], fatal=False, backtrace=backtrace))
         return error.kind not in ABANDONED
     return True

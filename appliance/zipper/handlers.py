@@ -1,7 +1,8 @@
 """A local handler as an observer: frames become jobs for its worker, what it emits becomes frames again."""
 
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -9,6 +10,8 @@ from typing import Self
 from appliance.frame import PICTURE_FORMATS, Frame, Producer
 from appliance.inference.broker import Broker
 from appliance.inference.messages import View
+from appliance.sandbox.capsule import CAPSULE_FRAMES, Crash, Handled
+from appliance.sandbox.failure import FAULTS, Failure
 from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.host import HandlerHost, HandlerStatus
 from appliance.sandbox.messages import Job
@@ -25,7 +28,11 @@ class _InHand:
 
 
 class LocalHandler:
-    """``async with LocalHandler(…)``: observes while the block lasts."""
+    """``async with LocalHandler(…)``: observes while the block lasts.
+
+    ``quarantined`` is the failure for which it may not run until it is released. ``on_crash`` gets what is there to
+    understand a failure by: at the 1st, 2nd, 4th, 8th … of a kind.
+    """
 
     def __init__(
         self,
@@ -34,11 +41,17 @@ class LocalHandler:
         zygote: Zygote,
         broker: Broker,
         guest_models: GuestModelStore | None = None,
+        *,
+        quarantined: Failure | None = None,
+        on_crash: Callable[[Crash], None] = lambda _: None,
     ) -> None:
         self.spec = spec
         self._zipper = zipper
         self._broker = broker
-        self._host = HandlerHost(spec, zygote, broker, self._finished, guest_models)
+        self._host = HandlerHost(spec, zygote, broker, self._finished, guest_models, quarantined=quarantined)
+        self._on_crash = on_crash
+        self._handled: deque[Handled] = deque(maxlen=CAPSULE_FRAMES)
+        self._state = self._host.guest_state
         self.failed: Counter[str] = Counter()
         """Frames that came to no good, by outcome."""
         self._in_hand: dict[int, _InHand] = {}
@@ -59,11 +72,19 @@ class LocalHandler:
     def status(self) -> HandlerStatus:
         return self._host.status
 
+    def release(self) -> None:
+        """Out of quarantine."""
+        self._host.release()
+
+    def written(self, failure: Failure, capsule: str) -> None:
+        """What ``on_crash`` was told of is in the file of that name."""
+        self._host.written(failure, capsule)
+
     def _deliver(self, ticket: Ticket) -> None:
         frame, ref = ticket.frame, ticket.ref
         if ref is None:
             raise AssertionError("an observer in memory got a frame that is not")
-        if frame.format in PICTURE_FORMATS:
+        if frame.format in PICTURE_FORMATS and self._host.accepting:
             for model, view in self._ahead:  # inference begins now, the guest asks later
                 self._broker.begin(model, ref, view)
         self._in_hand[ref.key] = _InHand(ticket, time.time_ns())
@@ -73,12 +94,26 @@ class LocalHandler:
         in_hand = self._in_hand.pop(finished.job.frame.key)
         if finished.outcome != "ok":
             self.failed[finished.outcome] += 1
+        self._remember(in_hand.ticket.frame, finished)
         if finished.emits:
             producer = Producer(self.spec.name, self.spec.version, finished.models)
             origin = timed(in_hand.ticket.frame, finished, in_hand.delivered_ns, time.time_ns())
             for emit in finished.emits:
                 self._zipper.emit(origin.derive(emit.tag, emit.format, emit.payload, producer), in_hand.ticket)
         self._zipper.finished(self.spec.name, in_hand.ticket)
+
+    def _remember(self, frame: Frame, finished: Finished) -> None:
+        """Keep the last frames at hand, and hand them over when the guest has failed on the newest."""
+        if finished.outcome in ("unavailable", "stopped"):
+            return  # the guest has not seen it
+        self._handled.append(Handled(frame, self._state))
+        self._state = self._host.guest_state
+        if finished.outcome not in FAULTS:
+            return
+        status = self._host.status
+        count = status.faults[finished.outcome]
+        if count & (count - 1) == 0 and status.last_failure is not None:
+            self._on_crash(Crash(self.spec, status.last_failure, tuple(self._handled)))
 
 
 def timed(frame: Frame, finished: Finished, delivered_ns: int, now_ns: int) -> Frame:

@@ -230,7 +230,7 @@ async def test_a_workers_limits() -> None:
         pid = await running.running()
         found = limits(pid)
         status = proc(pid, "status")
-    assert found["Max cpu time"] == [str(CPU_SECONDS)] * 2
+    assert found["Max cpu time"] == [str(CPU_SECONDS), str(CPU_SECONDS + 1)]  # SIGXCPU comes at the soft limit
     for none in ("Max file size", "Max core file size", "Max open files"):
         assert found[none] == ["0", "0"]
     soft, hard = (int(value) for value in found["Max address space"])
@@ -239,15 +239,17 @@ async def test_a_workers_limits() -> None:
     assert "NoNewPrivs:\t1" in status
 
 
-async def test_a_worker_has_its_socket_and_the_ring_and_no_more() -> None:
+async def test_a_worker_has_its_socket_the_ring_and_a_pipe_to_itself_and_no_more() -> None:
     async with bench(NOTHING) as handler:
         pid = await handler.running()
         names = descriptors(pid)
         maps = proc(pid, "maps")
-    assert names[:3] == ["/dev/null"] * 3
-    assert names[3].startswith("/memfd:frames")
-    assert re.fullmatch(r"socket:\[\d+\]", names[4])
-    assert len(names) == 5
+    assert names[:2] == ["/dev/null"] * 2
+    assert names[2].startswith("/memfd:frames")
+    assert re.fullmatch(r"pipe:\[\d+\]", names[3])  # standard error, and its other end
+    assert names[4] == names[3]
+    assert re.fullmatch(r"socket:\[\d+\]", names[5])
+    assert len(names) == 6
     (ring,) = [line for line in maps.splitlines() if "memfd:frames" in line]
     assert " r--s " in ring
 

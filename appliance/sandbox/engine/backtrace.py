@@ -1,0 +1,61 @@
+"""Where a guest was when it trapped: the few functions that were called last, short enough for a log line.
+
+wasm3 prints it, up to 2,048 lines, on standard error, which in a worker is a pipe to itself. Function names are the
+module's own, so they may hold anything.
+"""
+
+import fcntl
+import os
+import re
+
+from appliance.sandbox.messages import MAX_BACKTRACE, MAX_BACKTRACE_LINE
+
+KEPT_BYTES = 8 << 10
+"""Of what was printed, the first are looked at: far more than MAX_BACKTRACE lines of usual names."""
+STANDARD_ERROR = 2
+
+_HEADER = b"==== wasm backtrace:"
+_LINE = re.compile(rb"\s*(\d{1,4}): 0x([0-9a-f]{1,16}) - (.*)")
+_NUMBERED = re.compile(r"\d+:(?=.)")
+"""Names of a module that was rewritten begin with the function's number."""
+_MODULE = ".unnamed!"
+_NO_NAMES = ("<unnamed>", "")
+
+
+class PrintedBacktrace:
+    """Standard error of this process, turned into a pipe that it reads itself. Make it before the lockdown."""
+
+    def __init__(self) -> None:
+        self._fd, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        os.dup2(writer, STANDARD_ERROR)
+        os.close(writer)
+        self._capacity = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)
+
+    def take(self) -> tuple[str, ...]:
+        """The backtrace that was printed since the last call; the pipe is empty afterwards."""
+        try:
+            printed = os.read(self._fd, self._capacity)
+        except BlockingIOError:
+            return ()
+        return parse_backtrace(printed[:KEPT_BYTES])
+
+
+def parse_backtrace(printed: bytes) -> tuple[str, ...]:
+    """The innermost functions of what wasm3 printed, as ``0: 0x0000a2 deep``; none where it printed no backtrace."""
+    _, header, body = printed.partition(_HEADER)
+    found = []
+    for line in body.splitlines() if header else ():
+        match = _LINE.fullmatch(line)
+        if match is not None:
+            depth, offset, name = (part.decode("utf-8", "replace") for part in match.groups())
+            found.append(frame_line(int(depth), int(offset, 16), name.removeprefix(_MODULE)))
+        if len(found) == MAX_BACKTRACE:
+            break
+    return tuple(found)
+
+
+def frame_line(depth: int, offset: int, name: str) -> str:
+    """One line of a backtrace: ``offset`` is that of the instruction in the module, ``name`` the function's."""
+    name = "?" if name in _NO_NAMES else _NUMBERED.sub("", name, count=1)
+    line = f"{depth}: 0x{offset:06x} {name}"
+    return "".join(letter if letter.isprintable() else "?" for letter in line[:MAX_BACKTRACE_LINE])
