@@ -26,6 +26,8 @@ from appliance.sandbox.spec import HandlerModel, HandlerSpec
 TIMEOUT = 20.0
 """Seconds until a test that waits for something fails: far more than anything takes."""
 TAG = 0x10
+ENGINE: EngineName = "wasm3"
+"""Of handlers that say nothing of it."""
 
 IMPORTS = {
     "frame_info": "(param i32) (result i32)",
@@ -238,6 +240,7 @@ def spec(module: bytes, models: int = 1, **changes: Any) -> HandlerSpec:
             models=(HandlerModel("model", model, ("cat", "dog"), "stretch", True),) * models,
             settings={"threshold": "0.5"},
             limits=Limits(deadline_ms=2000, memory_mb=1),
+            engine=ENGINE,
         ),
         **changes,
     )

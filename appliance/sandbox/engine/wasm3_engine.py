@@ -33,8 +33,9 @@ GAS_UNIT = 10_000
 PAGE_BYTES = 1 << 16
 _TRAP = "[trap] "
 _OUT_OF_GAS = "Out of gas"
-_NO_MEMORY = memoryview(b"")
+_NO_MEMORY = memoryview(bytearray())
 _ZEROS = bytes(PAGE_BYTES)
+_HALF, _MASK = 1 << 63, (1 << 64) - 1
 _STDERR = 2
 
 _said: list[socket.socket] = []
@@ -80,7 +81,7 @@ class Wasm3Instance:
     def link(self, functions: Iterable[HostFunction]) -> None:
         for function in imported(self._admitted, functions):
             try:
-                self._module.link_function(function.module, function.name, function.signature, function.call)
+                self._module.link_function(function.module, function.name, function.signature, _signed(function))
             except RuntimeError as error:
                 raise GuestFailedError("link", f"{function.module}.{function.name} cannot be linked: {error}") from error
         self._linked = True
@@ -142,6 +143,19 @@ class Wasm3Instance:
             text = text.removeprefix(_TRAP)
             kind = "gas" if text.startswith(_OUT_OF_GAS) else "trap"
             raise GuestFailedError(kind, text, _backtrace()) from error
+
+
+def _signed(function: HostFunction) -> Callable[..., int | None]:
+    """What wasm3 may call: its binding takes an i64 over 63 bits for an error, and goes on with it."""
+    if not function.signature.startswith("I"):
+        return function.call
+
+    def call(*arguments: int) -> int:
+        result = function.call(*arguments)
+        assert result is not None
+        return (result + _HALF & _MASK) - _HALF
+
+    return call
 
 
 def _without_zeros(view: memoryview) -> bytes:
