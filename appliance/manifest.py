@@ -29,6 +29,9 @@ FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,12
 Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?$")]
 
 
+EngineName = Literal["wasm3", "wasmtime"]
+
+
 class EmitSpec(Section, frozen=True, kw_only=True):
     """A tag the handler may emit."""
 
@@ -87,7 +90,7 @@ class Manifest(Section, frozen=True, kw_only=True):
     description: str = ""
     abi: Literal["native", "yomo", "bindgen", "command"] = "native"
     """How the module is called: docs/handler-abi.md. Whatever it is, a module may import from every ABI."""
-    engine: Literal["wasm3", "wasmtime"] = "wasm3"
+    engine: EngineName = "wasm3"
     module: FileName = "handler.wasm"
     observes: tuple[Tag, ...]
     emits: tuple[EmitSpec, ...] = ()

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
@@ -17,7 +18,9 @@ from appliance.config import HandlerConfig, InferenceConfig
 from appliance.errors import ConfigError
 from appliance.inference.broker import Broker
 from appliance.ipc.ring import ALIGN, RingWriter
+from appliance.sandbox.admission.admit import Admission
 from appliance.sandbox.capsule import Capsule, CapsuleFrame
+from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.host import HandlerHost
 from appliance.sandbox.messages import Emit, Job
 from appliance.sandbox.session import Finished, printable
@@ -126,10 +129,18 @@ class _Player:
 @asynccontextmanager
 async def _host(capsule: Capsule, spec: HandlerSpec, inference: InferenceConfig) -> AsyncIterator[_Player]:
     size = sum(len(frame.payload) + ALIGN for frame in capsule.frames)
-    with RingWriter(size) as ring:
+    with RingWriter(size) as ring, TemporaryDirectory() as directory:
         async with Zygote(ring.fd) as zygote, Broker(ring.fd, inference.timeout_seconds) as broker:
             player = _Player(ring, broker)
-            player.host = HandlerHost(spec, zygote, broker, player.finish, state=capsule.state)
+            player.host = HandlerHost(
+                spec,
+                zygote,
+                broker,
+                player.finish,
+                admission=Admission(Path(directory)),
+                guest_models=GuestModelStore(Path(directory) / "models", inference),
+                state=capsule.state,
+            )
             async with player.host:
                 yield player
 

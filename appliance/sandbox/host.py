@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Literal, Self, cast
+from typing import Literal, Protocol, Self
 
 import msgspec
 
 from appliance.errors import DeviceError, ModelError
 from appliance.ipc.report import Lockdown
 from appliance.sandbox.admission.admit import RefusedError
-from appliance.sandbox.admission.verdict import Admitted, EngineName, Order, Rejected
+from appliance.sandbox.admission.verdict import Admitted, Order
 from appliance.sandbox.budget import Budgets
 from appliance.sandbox.failure import MAX_MESSAGE, Failure
 from appliance.sandbox.guest_log import GuestLog
@@ -36,10 +36,17 @@ CPU_SECONDS = 600
 PATIENCE_SECONDS = 1.0
 """Jobs wait so long for the next worker; where it takes longer, they end as ``unavailable`` at once."""
 
-REFUSALS: Mapping[str, Fault] = {"memory": "memory", "import": "link", "signature": "link"}
-"""By admission's rule, as what a refusal counts; all others are ``load``."""
+RESTORED_ABIS = frozenset({"command", "bindgen"})
+"""Conventions that have an instance begin anew between frames."""
 
 State = Literal["starting", "running", "backoff", "quarantined", "failed", "stopped"]
+
+
+class Admits(Protocol):
+    """What judges modules before they run: :class:`appliance.sandbox.admission.admit.Admission`."""
+
+    async def admit(self, order: Order) -> Admitted:
+        """Raises RefusedError, DeviceError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +89,16 @@ class HandlerHost:
         zygote: Zygote,
         inference: Inference,
         on_finish: Callable[[Finished], None],
-        guest_models: GuestModelStore | None = None,
         *,
+        admission: Admits,
+        guest_models: GuestModelStore | None = None,
         quarantined: Failure | None = None,
         state: Mapping[str, bytes] | None = None,
     ) -> None:
         self.spec = spec
         self._zygote = zygote
         self._inference = inference
+        self._admission = admission
         self._on_finish = on_finish
         self._brought = BroughtModels(spec.guest_models, guest_models)
         self._log = logging.getLogger(f"handler.{spec.name}")
@@ -228,7 +237,7 @@ class HandlerHost:
         except DeviceError as error:
             return self._failed(Ending("crash", str(error)), None)
         except RefusedError as error:
-            return self._failed(Ending(REFUSALS.get(error.rule, "load"), str(error), final=True), None)
+            return self._failed(Ending("refused", str(error), final=True), None)
         session = Session(rules, self._guest_state, monotonic(), self._budgets)
         self._life = WorkerLife(
             self.spec, self._worker, session, self._inference, self._progress, self._guest_log, self._brought
@@ -249,7 +258,9 @@ class HandlerHost:
 
     async def _prepare(self) -> tuple[Setup, Rules]:
         """What a worker is told and what it is held to; the models are loaded when this returns."""
-        module = _admit(self.spec)
+        memory_bytes = self.spec.limits.memory_mb << 20
+        restorable = self.spec.abi in RESTORED_ABIS
+        module = await self._admission.admit(Order(self.spec.module, self.spec.engine, memory_bytes, restorable))
         models, inputs = [], []
         for use in self.spec.models:
             ready = await self._inference.ready(use.model)
@@ -265,7 +276,7 @@ class HandlerHost:
             models=models,
             settings=dict(self.spec.settings),
             state=dict(self._guest_state),
-            memory_bytes=self.spec.limits.memory_mb << 20,
+            memory_bytes=memory_bytes,
             deadline_ms=self.spec.limits.deadline_ms,
             gas=self.spec.limits.gas and self.spec.limits.gas * 1_000_000,
             host_calls=self.spec.limits.host_calls,
@@ -340,16 +351,3 @@ class HandlerHost:
     def _enter(self, state: State) -> None:
         self._state = state
         self._since = monotonic()
-
-
-def _admit(spec: HandlerSpec) -> Admitted:
-    """The module, for its engine; RefusedError. To be asked of admission's child instead: this is hostile code."""
-    from appliance.sandbox.admission.judge import engine_for, judge  # noqa: PLC0415 - wasmtime, until then
-
-    order = Order(
-        spec.module, cast("EngineName", spec.engine), spec.limits.memory_mb << 20, restorable=spec.abi == "command"
-    )
-    verdict = judge(order, engine_for(order))
-    if isinstance(verdict, Rejected):
-        raise RefusedError(verdict.rule, verdict.message, verdict.offset)
-    return verdict

@@ -25,7 +25,7 @@ STACK_BYTES = 64 << 20
 
 SYSTEM_CALLS = (
     *("sendto", "recvfrom", "send", "recv"),  # the socket; no sendmsg and recvmsg: descriptors cannot pass
-    *("write", "read"),  # wasm3 prints a backtrace for a trap, into a pipe that the worker itself reads
+    "write",  # wasm3 prints a backtrace for a trap, into a socket that the worker itself receives from
     *("brk", "munmap", "mremap", "madvise"),  # memory; mmap is below
     *("futex", "futex_time64"),  # the interpreter's locks
     *("clock_gettime", "clock_gettime64"),  # the CPU clock, and the others where the vDSO lacks them

@@ -48,6 +48,7 @@ Fault = (
         "deadline",
         "forbidden",  # it made a system call that workers may not make
         "protocol",  # its process said what no honest worker says
+        "refused",  # admission does not let its module run
         "model",  # a model it needs cannot be loaded
         "unavailable",  # it failed for good, or so often that the next try is a while away
         "stopped",  # it is being shut down

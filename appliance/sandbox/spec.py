@@ -14,6 +14,7 @@ from appliance.manifest import (
     MAX_LABELS_BYTES,
     MAX_MODULE_BYTES,
     CommandUse,
+    EngineName,
     Limits,
     Manifest,
     ModelUse,
@@ -55,7 +56,7 @@ class HandlerSpec:
     models: tuple[HandlerModel, ...]
     settings: Mapping[str, str]
     limits: Limits
-    engine: str = "wasm3"
+    engine: EngineName = "wasm3"
     guest_models: int = 0
     """How many models the module may bring itself."""
     files: Mapping[str, bytes] = field(default_factory=dict)

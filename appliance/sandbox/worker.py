@@ -15,7 +15,6 @@ from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
 from appliance.sandbox.abi import Abi, bind
 from appliance.sandbox.engine import GuestFailedError, Instance, open_engine
-from appliance.sandbox.engine.backtrace import PrintedBacktrace
 from appliance.sandbox.engine.calibration import Allowance, gas_per_ms
 from appliance.sandbox.lockdown import CALLS, LOADING, forbid_code, lock_down
 from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Loaded, Setup, Started, ToWorker, Trapped
@@ -63,12 +62,6 @@ def _tell(channel: BlockingChannel[ToWorker], kind: GuestFault, message: str, ba
     channel.send(Trapped(kind, message[-MAX_TRAP_TEXT:], fatal=True, backtrace=list(backtrace)))
 
 
-def _backtrace(error: GuestFailedError, printed: PrintedBacktrace) -> Sequence[str]:
-    """What the engine knows, else what it has printed, which is taken in any case: the pipe would fill up."""
-    taken = printed.take()
-    return error.backtrace or taken
-
-
 def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     setup = channel.receive()
     if setup is None:
@@ -78,7 +71,6 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     engine = open_engine(setup.engine)
     engine.prepare(setup.memory_bytes)
     services = Services(setup, channel, ring)
-    printed = PrintedBacktrace()
     lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds, LOADING if engine.LOADS_CODE else CALLS)
     try:
         instance = engine.load(setup.module, setup.memory_bytes)
@@ -89,7 +81,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         abi = bind(setup.abi, instance, services)
         guest.run(abi.start)
     except GuestFailedError as error:
-        _tell(channel, error.kind, str(error), _backtrace(error, printed))
+        _tell(channel, error.kind, str(error), error.backtrace)
         return FAILED
     channel.send(Started())
     traps = 0
@@ -100,7 +92,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         if not isinstance(job, Job):
             raise PeerError(f"a {type(job).__name__} between two frames")
         services.begin(job)
-        traps += not _handle(channel, services, guest, abi, printed)
+        traps += not _handle(channel, services, guest, abi)
     return DONE
 
 
@@ -131,14 +123,12 @@ def _worn(services: Services, traps: int, cpu_seconds: int) -> bool:
     return services.host_calls > MAX_HOST_CALLS or traps >= MAX_TRAPS or process_time() > cpu_seconds * CPU_SHARE
 
 
-def _handle(
-    channel: BlockingChannel[ToWorker], services: Services, guest: _Guest, abi: Abi, printed: PrintedBacktrace
-) -> bool:
+def _handle(channel: BlockingChannel[ToWorker], services: Services, guest: _Guest, abi: Abi) -> bool:
     """Handle the current frame and answer for it; False where the guest trapped."""
     try:
         channel.send(services.finish(guest.run(abi.handle)))
     except GuestFailedError as error:
-        backtrace = list(_backtrace(error, printed))
-        channel.send(Trapped(error.kind, str(error)[:MAX_TRAP_TEXT], fatal=False, backtrace=backtrace))
+        message = str(error)[:MAX_TRAP_TEXT]
+        channel.send(Trapped(error.kind, message, fatal=False, backtrace=list(error.backtrace)))
         return error.kind not in ABANDONED
     return True

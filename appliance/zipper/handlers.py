@@ -13,7 +13,7 @@ from appliance.inference.messages import View
 from appliance.sandbox.capsule import CAPSULE_FRAMES, Crash, Handled
 from appliance.sandbox.failure import FAULTS, Failure
 from appliance.sandbox.guest_models import GuestModelStore
-from appliance.sandbox.host import HandlerHost, HandlerStatus
+from appliance.sandbox.host import Admits, HandlerHost, HandlerStatus
 from appliance.sandbox.messages import Job
 from appliance.sandbox.session import Finished
 from appliance.sandbox.spawning import Zygote
@@ -40,15 +40,24 @@ class LocalHandler:
         zipper: Zipper,
         zygote: Zygote,
         broker: Broker,
-        guest_models: GuestModelStore | None = None,
         *,
+        admission: Admits,
+        guest_models: GuestModelStore | None = None,
         quarantined: Failure | None = None,
         on_crash: Callable[[Crash], None] = lambda _: None,
     ) -> None:
         self.spec = spec
         self._zipper = zipper
         self._broker = broker
-        self._host = HandlerHost(spec, zygote, broker, self._finished, guest_models, quarantined=quarantined)
+        self._host = HandlerHost(
+            spec,
+            zygote,
+            broker,
+            self._finished,
+            admission=admission,
+            guest_models=guest_models,
+            quarantined=quarantined,
+        )
         self._on_crash = on_crash
         self._handled: deque[Handled] = deque(maxlen=CAPSULE_FRAMES)
         self._state = self._host.guest_state

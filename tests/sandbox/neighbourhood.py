@@ -14,9 +14,12 @@ from time import monotonic, time_ns
 from hostile_set import POISON, Hostile
 from sandbox_bench import TAG, guest, spec, until
 
+from appliance.config import InferenceConfig
 from appliance.frame import Frame
 from appliance.inference.broker import Broker
 from appliance.ipc.ring import RingWriter
+from appliance.sandbox.admission.admit import Admission
+from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.session import Finished
 from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec
@@ -122,7 +125,14 @@ async def neighbourhood(bad: HandlerSpec, state: Path) -> AsyncIterator[Neighbou
         zygote = await stack.enter_async_context(Zygote(ring.fd))
         await stack.enter_async_context(broker)
         good = spec(GOOD, models=0, name="good", emits={TAG + 1: True})
-        handlers = [await stack.enter_async_context(Watched(one, zipper, zygote, broker)) for one in (good, bad)]
+        admission = Admission(state / "modules")
+        models = GuestModelStore(state / "models", InferenceConfig())
+        handlers = [
+            await stack.enter_async_context(
+                Watched(one, zipper, zygote, broker, admission=admission, guest_models=models)
+            )
+            for one in (good, bad)
+        ]
         await until(lambda: handlers[0].status.state == "running" and handlers[1].status.state != "starting")
         place = Neighbourhood(zipper, zygote, good=handlers[0], bad=handlers[1])
         camera = asyncio.create_task(place.film())

@@ -14,9 +14,10 @@ from appliance.frame import ModelRun
 from appliance.inference.messages import PIXEL_BYTES, Crop, Ready, TensorInfo, View
 from appliance.inference.model import ModelSpec
 from appliance.ipc.ring import FrameRef, RingWriter
-from appliance.manifest import Limits
+from appliance.manifest import EngineName, Limits
+from appliance.sandbox.admission.admit import RefusedError
 from appliance.sandbox.admission.judge import engine_for, judge
-from appliance.sandbox.admission.verdict import Admitted, EngineName, Order
+from appliance.sandbox.admission.verdict import Admitted, Order, Rejected
 from appliance.sandbox.host import HandlerHost
 from appliance.sandbox.messages import Job
 from appliance.sandbox.session import Finished
@@ -26,6 +27,8 @@ from appliance.sandbox.spec import HandlerModel, HandlerSpec
 TIMEOUT = 20.0
 """Seconds until a test that waits for something fails: far more than anything takes."""
 TAG = 0x10
+ENGINE: EngineName = "wasm3"
+"""Of handlers that say nothing of it."""
 
 IMPORTS = {
     "frame_info": "(param i32) (result i32)",
@@ -72,6 +75,16 @@ def admit(
     verdict = judge(order, engine_for(order))
     assert isinstance(verdict, Admitted), verdict
     return verdict
+
+
+class JudgedHere:
+    """Admission without its process, and the same verdicts."""
+
+    async def admit(self, order: Order) -> Admitted:
+        verdict = judge(order, engine_for(order))
+        if isinstance(verdict, Rejected):
+            raise RefusedError(verdict.rule, verdict.message, verdict.offset)
+        return verdict
 
 
 def data(offset: int, content: bytes | str) -> str:
@@ -151,7 +164,7 @@ class Bench:
     on_finish: Callable[[Finished], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        self.host = HandlerHost(self.spec, self.zygote, self.inference, self._take)
+        self.host = HandlerHost(self.spec, self.zygote, self.inference, self._take, admission=JudgedHere())
 
     def _take(self, finished: Finished) -> None:
         self.finished.append(finished)
@@ -242,6 +255,7 @@ def spec(module: bytes, models: int = 1, **changes: Any) -> HandlerSpec:
             models=(HandlerModel("model", model, ("cat", "dog"), "stretch", True),) * models,
             settings={"threshold": "0.5"},
             limits=Limits(deadline_ms=2000, memory_mb=1),
+            engine=ENGINE,
         ),
         **changes,
     )

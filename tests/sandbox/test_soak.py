@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from sandbox_bench import FakeInference, guest, spec
+from sandbox_bench import FakeInference, JudgedHere, guest, spec
 
 from appliance.device.memory import proportional_kb
 from appliance.ipc.ring import FrameRef, RingWriter
@@ -75,7 +75,7 @@ async def test_memory_stays_flat_and_no_frame_is_lost(
         assert ref is not None
         async with Zygote(ring.fd) as zygote:
             soak = Soak(frames, ref)
-            soak.host = HandlerHost(spec(module), zygote, FakeInference(), soak.finished)
+            soak.host = HandlerHost(spec(module), zygote, FakeInference(), soak.finished, admission=JudgedHere())
             async with soak.host as host, asyncio.timeout(PATIENCE_SECONDS):
                 for _ in range(HandlerHost.CAPACITY):
                     soak.submit_next()

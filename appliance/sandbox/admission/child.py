@@ -12,9 +12,10 @@ import msgspec
 
 from appliance.ipc.calls import Calls, Rule, prepare
 from appliance.ipc.child import die_with_parent
+from appliance.manifest import EngineName
 from appliance.sandbox import lockdown
 from appliance.sandbox.admission.judge import engine_for, judge
-from appliance.sandbox.admission.verdict import EngineName, Order
+from appliance.sandbox.admission.verdict import Order
 
 CPU_SECONDS = 60
 """The backstop behind the parent's deadline."""

@@ -6,8 +6,6 @@ needs a fresh one.
 """
 
 import ctypes
-import os
-import socket
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -15,15 +13,15 @@ from typing import Any
 import wasm3
 
 from appliance.sandbox.admission.verdict import PAGES_NAME, START_NAME, Admitted
+from appliance.sandbox.engine.backtrace import PrintedBacktrace
 from appliance.sandbox.engine.engine import (
-    MAX_BACKTRACE,
-    MAX_FUNCTION_NAME,
     Function,
     GuestFailedError,
     HostFunction,
     exported,
     imported,
 )
+from appliance.sandbox.messages import GuestFault
 
 LOADS_CODE = False
 STACK_BYTES = 64 << 10
@@ -33,22 +31,17 @@ GAS_UNIT = 10_000
 PAGE_BYTES = 1 << 16
 _TRAP = "[trap] "
 _OUT_OF_GAS = "Out of gas"
-_NO_MEMORY = memoryview(b"")
+_NO_MEMORY = memoryview(bytearray())
 _ZEROS = bytes(PAGE_BYTES)
-_STDERR = 2
+_HALF, _MASK = 1 << 63, (1 << 64) - 1
 
-_said: list[socket.socket] = []
-"""What wasm3 prints for a trap comes here, once :func:`prepare` was called."""
+_printed: list[PrintedBacktrace] = []
+"""What wasm3 prints for a trap, once :func:`prepare` was called."""
 
 
 def prepare(_: int) -> None:
-    """Catch the backtraces, which wasm3 gives to standard error alone. Beyond the socket's buffer they are lost."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    for end in (ours, theirs):
-        end.setblocking(False)
-    with theirs:
-        os.dup2(theirs.fileno(), _STDERR)
-    _said.append(ours)
+    """Catch the backtraces, which wasm3 gives to standard error alone."""
+    _printed.append(PrintedBacktrace())
 
 
 def load(admitted: Admitted, memory_bytes: int) -> "Wasm3Instance":
@@ -80,7 +73,7 @@ class Wasm3Instance:
     def link(self, functions: Iterable[HostFunction]) -> None:
         for function in imported(self._admitted, functions):
             try:
-                self._module.link_function(function.module, function.name, function.signature, function.call)
+                self._module.link_function(function.module, function.name, function.signature, _signed(function))
             except RuntimeError as error:
                 raise GuestFailedError(
                     "link", f"{function.module}.{function.name} cannot be linked: {error}"
@@ -92,7 +85,8 @@ class Wasm3Instance:
         self._module.gasLimit = (gas + 0.5) / GAS_UNIT  # it is cut to an integer
 
     def gas_used(self) -> int:
-        return min(self._gas, round(self._module.gasUsed * GAS_UNIT))
+        used: float = self._module.gasUsed
+        return min(self._gas, round(used * GAS_UNIT))
 
     def find(self, name: str, signature: str = "i()") -> Function | None:
         if not self._linked:
@@ -142,8 +136,21 @@ class Wasm3Instance:
             if not text.startswith(_TRAP):
                 raise GuestFailedError("load", f"wasm3 cannot run it: {text}") from error
             text = text.removeprefix(_TRAP)
-            kind = "gas" if text.startswith(_OUT_OF_GAS) else "trap"
-            raise GuestFailedError(kind, text, _backtrace()) from error
+            kind: GuestFault = "gas" if text.startswith(_OUT_OF_GAS) else "trap"
+            raise GuestFailedError(kind, text, _printed[0].take() if _printed else ()) from error
+
+
+def _signed(function: HostFunction) -> Callable[..., int | None]:
+    """What wasm3 may call: its binding takes an i64 over 63 bits for an error, and goes on with it."""
+    if not function.signature.startswith("I"):
+        return function.call
+
+    def call(*arguments: int) -> int:
+        result = function.call(*arguments)
+        assert result is not None
+        return (result + _HALF & _MASK) - _HALF
+
+    return call
 
 
 def _without_zeros(view: memoryview) -> bytes:
@@ -158,20 +165,3 @@ def _zero(view: memoryview) -> None:
     """Clear memory; twice as fast as writing zeros from somewhere else."""
     if view:
         ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(view)), 0, len(view))
-
-
-def _backtrace() -> tuple[str, ...]:
-    """What wasm3 has printed since the last time: lines like ``  0: 0x00010a - .unnamed!2:inner``."""
-    text = b""
-    for said in _said:
-        while part := _waiting(said):
-            text += part
-    names = [line.partition("!")[2] for line in text.decode("utf-8", "replace").splitlines() if " - " in line]
-    return tuple(name[:MAX_FUNCTION_NAME] for name in names[:MAX_BACKTRACE])
-
-
-def _waiting(said: socket.socket) -> bytes:
-    try:
-        return said.recv(1 << 16)
-    except BlockingIOError:
-        return b""

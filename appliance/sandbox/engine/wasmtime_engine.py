@@ -45,7 +45,7 @@ _TRAPS = {
     wasmtime.TrapCode.UNREACHABLE: "unreachable executed",
     wasmtime.TrapCode.OUT_OF_FUEL: "Out of gas",
 }
-_NO_MEMORY = memoryview(b"")
+_NO_MEMORY = memoryview(bytearray())
 _WRITABLE = 0x200  # PyBUF_WRITE
 _view_of = ctypes.pythonapi.PyMemoryView_FromMemory
 _view_of.restype = ctypes.py_object
