@@ -13,7 +13,7 @@ from sandbox_bench import NOTHING, TIMEOUT, proc, until
 from appliance.errors import DeviceError, HandlerError
 from appliance.sandbox.admission import admit
 from appliance.sandbox.admission.admit import CHILD, MAX_CHILDREN, Admission, RefusedError
-from appliance.sandbox.admission.verdict import Order
+from appliance.sandbox.admission.verdict import EngineName, Order
 
 ORDER = Order(NOTHING, "wasm3", LIMIT)
 FAILS_AT_ONCE = (sys.executable, "-c", "raise SystemExit(9)")
@@ -31,9 +31,8 @@ async def refusal(admission: Admission, order: Order = ORDER) -> RefusedError:
     return failure.value
 
 
-def file_in(directory: Path) -> Path:
-    (file,) = directory.iterdir()
-    return file
+def files_in(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
 
 
 def children() -> list[int]:
@@ -76,7 +75,7 @@ async def test_a_verdict_is_remembered(tmp_path: Path) -> None:
 
 async def test_a_damaged_memory_of_it_is_made_anew(tmp_path: Path) -> None:
     first = await Admission(tmp_path).admit(ORDER)
-    file = file_in(tmp_path)
+    (file,) = files_in(tmp_path)
     file.write_bytes(file.read_bytes()[:-1])
     assert (await refusal(Admission(tmp_path, child=FAILS_AT_ONCE))).rule == "crashed"
     assert await Admission(tmp_path).admit(ORDER) == first
@@ -116,7 +115,7 @@ async def test_a_child_that_fails_is_a_refusal(tmp_path: Path, code: str, rule: 
     error = await refusal(Admission(tmp_path, child=saying(code), deadline_seconds=1))
     assert error.rule == rule
     assert message in str(error)
-    assert os.listdir(tmp_path) == [], "it may be the machine's fault"
+    assert files_in(tmp_path) == [], "it may be the machine's fault"
     assert children() == []
 
 
@@ -160,5 +159,32 @@ async def test_a_child_ends_with_who_waits_for_it(tmp_path: Path) -> None:
 
 async def test_a_child_is_told_nothing_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "secret")
-    assert (await refusal(Admission(tmp_path, child=saying("sys.exit('A_SECRET' in os.environ)")))).rule == "crashed"
+    error = await refusal(Admission(tmp_path, child=saying("sys.exit(40 + ('A_SECRET' in os.environ))")))
+    assert "ended with status 40" in str(error)
     assert CHILD[1:] == ("-m", "appliance.sandbox.admission.child")
+
+
+def breaking_out(attempt: str) -> tuple[str, ...]:
+    """The real child, but for a module that makes it do this."""
+    return saying(
+        "from appliance.sandbox.admission import child\n"
+        f"def judge(order, engine):\n    {attempt}\n    os._exit(77)\nchild.judge = judge\nchild.main()"
+    )
+
+
+@pytest.mark.parametrize("engine", ["wasm3", "wasmtime"])
+@pytest.mark.parametrize(
+    "attempt",
+    ["open('/etc/passwd')", "os.fork()", "os.kill(os.getppid(), 0)", "os.unlink('/x')", "os.pipe()", "os.getpid()"],
+)
+async def test_a_child_cannot_get_out(tmp_path: Path, engine: EngineName, attempt: str) -> None:
+    pytest.importorskip("pyseccomp", exc_type=RuntimeError, reason="libseccomp is not installed")
+    order = Order(NOTHING, engine, LIMIT)
+    error = await refusal(Admission(tmp_path, child=breaking_out(attempt)), order)
+    assert "was ended by SIGSYS" in str(error)
+    assert "ended with status 77" in str(await refusal(Admission(tmp_path, child=breaking_out("pass")), order))
+
+
+async def test_a_child_has_so_much_memory(tmp_path: Path) -> None:
+    error = await refusal(Admission(tmp_path, child=breaking_out("len(bytes(4 << 30))")))
+    assert "ended with status 77" not in str(error)
