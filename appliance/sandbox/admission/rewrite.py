@@ -6,7 +6,7 @@
   entry point, because those begin with a letter or an underscore.
 - The start function is an export of ours, for the engine to call: with gas, at a time of its own, and again after a
   reset. So is the memory, for wasmtime.
-- For wasm3, gas is charged (:mod:`.metering`).
+- For wasm3, gas is charged (:mod:`.metering`), and memory grows by a function of ours (:mod:`.growing`).
 - Where its state must be restorable, each mutable global is exported under a name of ours, and the memory's size is
   virtual: a restored instance has the memory's size as it was when it was saved, although memory never shrinks. Who
   restores it sets the globals, writes the memory of that time, and must zero all the rest.
@@ -35,8 +35,7 @@ METERING, USEGAS = "metering", "usegas"
 """What wasm3 provides by itself. A guest that could import it would give itself gas, by using a negative amount."""
 GLOBAL_NAME = RESERVED + "global:{}"
 _I32, _MUTABLE = 0x7F, 1
-_I32_TO_NONE = b"\x60\x01\x7f\x00"
-_I32_TO_I32 = b"\x60\x01\x7f\x01\x7f"
+_TAKE_TYPE, _REFILL_TYPE, _GROW_TYPE = b"\x60\1\x7f\0", b"\x60\0\0", b"\x60\1\x7f\1\x7f"
 _FUNCTION_NAMES = 1
 
 
@@ -58,35 +57,44 @@ def limited(layout: Layout, most_pages: int) -> bytes:
 def instrumented(layout: Layout, most_pages: int, *, restorable: bool) -> tuple[bytes, list[str]]:
     """The module for wasm3, and the names of the exports that hold its state. BrokenRuleError ``memory`` or as
     :func:`.bodies.checked`."""
-    own = len(layout.imports) + 1
-    virtual = restorable and layout.memory is not None
+    memory = layout.memory
+    own = len(layout.imports) + 1 + len(layout.functions)
     additions = Additions(
         usegas=len(layout.imports),
-        pages=len(layout.globals) if virtual else None,
-        grow=own + len(layout.functions),
+        gas=len(layout.globals),
+        refill=own,
+        grow=own + 1,
+        pages=len(layout.globals) + 1 if restorable and memory else None,
     )
     state = _state(layout, additions) if restorable else {}
     sections = {kind: layout.data[start:end] for kind, (start, end) in layout.sections.items()}
     sections.pop(binary.DATA_COUNT, None)
-    usegas_type = len(layout.types)
-    sections[binary.TYPE] = _extended(layout, binary.TYPE, [_I32_TO_NONE, _I32_TO_I32])
-    usegas = encode_name(METERING) + encode_name(USEGAS) + bytes((binary.FUNCTION_KIND,)) + encode_u32(usegas_type)
+    first_type = len(layout.types)
+    sections[binary.TYPE] = _extended(layout, binary.TYPE, [_TAKE_TYPE, _REFILL_TYPE, _GROW_TYPE])
+    usegas = encode_name(METERING) + encode_name(USEGAS) + bytes((binary.FUNCTION_KIND,)) + encode_u32(first_type)
     sections[binary.IMPORT] = _extended(layout, binary.IMPORT, [usegas])
-    if layout.memory:
-        sections[binary.MEMORY] = _memory(layout.memory, most_pages)
     sections.pop(binary.START, None)
     if layout.elements:
         sections[binary.ELEMENT] = _elements(layout, additions)
-    bodies = [encode_sized(metered(layout, body, additions)) for body in layout.bodies]
-    if additions.pages is not None and layout.memory:
-        pages = bytes((_I32, _MUTABLE, I32_CONST)) + binary.encode_signed(layout.memory.pages) + bytes((END,))
-        sections[binary.GLOBAL] = _extended(layout, binary.GLOBAL, [pages])
-        sections[binary.FUNCTION] = _extended(layout, binary.FUNCTION, [encode_u32(usegas_type + 1)])
-        bodies.append(encode_sized(grow_body(additions, _most(layout.memory, most_pages))))
+    functions = [encode_u32(first_type + 1)]
+    variables = [_variable(0)]
+    bodies = [*(metered(layout, body, additions) for body in layout.bodies), additions.refill_body()]
+    if memory:
+        sections[binary.MEMORY] = _memory(memory, most_pages)
+        functions.append(encode_u32(first_type + 2))
+        bodies.append(grow_body(additions, _most(memory, most_pages)))
+        if additions.pages is not None:
+            variables.append(_variable(memory.pages))
+    sections[binary.FUNCTION] = _extended(layout, binary.FUNCTION, functions)
+    sections[binary.GLOBAL] = _extended(layout, binary.GLOBAL, variables)
     sections[binary.EXPORT] = _exports(layout, additions, state)
-    if bodies:
-        sections[binary.CODE] = encode_vector(bodies)
+    sections[binary.CODE] = encode_vector([encode_sized(body) for body in bodies])
     return _joined(sections, _names(layout, moved=1)), list(state)
+
+
+def _variable(value: int) -> bytes:
+    """A global i32."""
+    return bytes((_I32, _MUTABLE, I32_CONST)) + binary.encode_signed(value) + bytes((END,))
 
 
 def _memory(memory: Memory, limit: int) -> bytes:
