@@ -279,7 +279,9 @@ def _admit(spec: HandlerSpec) -> Admitted:
     """The module, for its engine; RefusedError. To be asked of admission's child instead: this is hostile code."""
     from appliance.sandbox.admission.judge import engine_for, judge  # noqa: PLC0415 - wasmtime, until then
 
-    order = Order(spec.module, cast("EngineName", spec.engine), spec.limits.memory_mb << 20, restorable=spec.abi == "command")
+    order = Order(
+        spec.module, cast("EngineName", spec.engine), spec.limits.memory_mb << 20, restorable=spec.abi == "command"
+    )
     verdict = judge(order, engine_for(order))
     if isinstance(verdict, Rejected):
         raise RefusedError(verdict.rule, verdict.message, verdict.offset)

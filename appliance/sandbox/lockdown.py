@@ -192,9 +192,7 @@ def _checked(result: int) -> int:
 # --- the filter of system calls -----------------------------------------------------------------------------
 
 
-def prepare(
-    more_calls: tuple[str, ...] = (), mapping_calls: tuple[str, ...] = MAPPING_CALLS
-) -> Callable[[], None]:
+def prepare(more_calls: tuple[str, ...] = (), mapping_calls: tuple[str, ...] = MAPPING_CALLS) -> Callable[[], None]:
     """What puts the filter of system calls in force; it raises DeviceError where there can be none.
 
     ``mapping_calls`` are allowed unless they make memory executable. Call it once before forking. Finding libseccomp

@@ -130,7 +130,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         attempts = Attempts(directory)
         chosen = attempts.harmless() | (attempts.harmful() if kind != "free" else {})
-        outcomes = {name: outcome(attempt, (lambda: None) if kind == "free" else lock) for name, attempt in chosen.items()}
+        outcomes = {
+            name: outcome(attempt, (lambda: None) if kind == "free" else lock) for name, attempt in chosen.items()
+        }
     sys.stdout.write(json.dumps(outcomes))
 
 

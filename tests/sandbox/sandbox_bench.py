@@ -66,7 +66,9 @@ def assemble(text: str) -> bytes:
     return bytes(wasmtime.wat2wasm(text))
 
 
-def admit(module: bytes, engine: EngineName = "wasm3", memory_bytes: int = 1 << 20, *, restorable: bool = False) -> Admitted:
+def admit(
+    module: bytes, engine: EngineName = "wasm3", memory_bytes: int = 1 << 20, *, restorable: bool = False
+) -> Admitted:
     """A module of a test, judged in this process."""
     order = Order(module, engine, memory_bytes, restorable)
     verdict = judge(order, engine_for(order))

@@ -24,6 +24,7 @@ from appliance.sandbox.engine.engine import (
     exported,
     imported,
 )
+from appliance.sandbox.messages import GuestFault
 
 LOADS_CODE = False
 STACK_BYTES = 64 << 10
@@ -83,7 +84,9 @@ class Wasm3Instance:
             try:
                 self._module.link_function(function.module, function.name, function.signature, _signed(function))
             except RuntimeError as error:
-                raise GuestFailedError("link", f"{function.module}.{function.name} cannot be linked: {error}") from error
+                raise GuestFailedError(
+                    "link", f"{function.module}.{function.name} cannot be linked: {error}"
+                ) from error
         self._linked = True
 
     def allow(self, gas: int) -> None:
@@ -91,7 +94,8 @@ class Wasm3Instance:
         self._module.gasLimit = (gas + 0.5) / GAS_UNIT  # it is cut to an integer
 
     def gas_used(self) -> int:
-        return min(self._gas, round(self._module.gasUsed * GAS_UNIT))
+        used: float = self._module.gasUsed
+        return min(self._gas, round(used * GAS_UNIT))
 
     def find(self, name: str, signature: str = "i()") -> Function | None:
         if not self._linked:
@@ -141,7 +145,7 @@ class Wasm3Instance:
             if not text.startswith(_TRAP):
                 raise GuestFailedError("load", f"wasm3 cannot run it: {text}") from error
             text = text.removeprefix(_TRAP)
-            kind = "gas" if text.startswith(_OUT_OF_GAS) else "trap"
+            kind: GuestFault = "gas" if text.startswith(_OUT_OF_GAS) else "trap"
             raise GuestFailedError(kind, text, _backtrace()) from error
 
 
