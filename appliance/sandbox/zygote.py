@@ -1,7 +1,8 @@
 """The process that workers are forked from: ``python -m appliance.sandbox.zygote FD``.
 
 It has imported what a worker needs, and nothing that a worker must not have: no asyncio, no numpy, no TFLite, no
-network library. It runs no guest but an endless loop of its own. It has one thread, so that forking is safe, and ends with its parent.
+network library. It runs no guest but an endless loop of its own, to see how fast that is. It has one thread, so that
+forking is safe, and ends with its parent.
 """
 
 import gc

@@ -19,7 +19,7 @@ from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import FrameRef, RingReader
 from appliance.sandbox.abi import bind
 from appliance.sandbox.admission.judge import engine_for, judge
-from appliance.sandbox.admission.verdict import Admitted, Order
+from appliance.sandbox.admission.verdict import Admitted, EngineName, Order
 from appliance.sandbox.engine import GuestFailedError, open_engine
 from appliance.sandbox.messages import (
     Emit,
@@ -98,7 +98,10 @@ class Guest:
         models: Mapping[str, FakeModel] | None = None,
         settings: Mapping[str, str] | None = None,
         state: Mapping[str, bytes] | None = None,
+        admitted: Admitted | None = None,
+        engine: EngineName = "wasm3",
     ) -> None:
+        """``admitted`` stands for what admission makes of ``module``."""
         self.emits: list[Emit] = []
         self.lines: list[tuple[int, str]] = []
         self.views: list[View] = []
@@ -107,9 +110,7 @@ class Guest:
         self._frame = Picture()
         self._answer: ToWorker | None = None
         seen = [model.seen_by_guest(name) for name, model in self._models.items()]
-        order = Order(module, "wasm3", MEMORY_BYTES)
-        admitted = judge(order, engine_for(order))
-        assert isinstance(admitted, Admitted), admitted
+        admitted = admitted or admit(module, engine)
         setup = Setup(
             handler="tested",
             module=admitted,
@@ -124,7 +125,7 @@ class Guest:
         # this object has the few methods of both that the services call
         channel, ring = cast("BlockingChannel[ToWorker]", self), cast("RingReader", self)
         self._services = Services(setup, channel, ring)
-        instance = open_engine("wasm3").load(admitted, MEMORY_BYTES)
+        instance = open_engine(engine).load(admitted, MEMORY_BYTES)
         instance.allow(GAS)
         self.abi = bind("native", instance, self._services)
         self._init_status = _status(self.abi.start)
@@ -183,6 +184,14 @@ class Guest:
         if self._frame.pixels is None:
             return Refused(Errno.EFRAME, "as the test wants it")
         return PixelData(self._frame.pixels(wish.format, wish.width, wish.height))
+
+
+def admit(module: bytes, engine: EngineName = "wasm3") -> Admitted:
+    """Judge a module in this process."""
+    order = Order(module, engine, MEMORY_BYTES)
+    verdict = judge(order, engine_for(order))
+    assert isinstance(verdict, Admitted), verdict
+    return verdict
 
 
 def _status(function: Callable[[], None]) -> int:

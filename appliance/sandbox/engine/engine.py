@@ -45,7 +45,7 @@ class Instance(Protocol):
         """Give the module what it imports; GuestFailedError ``link`` names the import that nothing provides."""
 
     def allow(self, gas: int) -> None:
-        """Let the guest run so many instructions from now on: then its call fails with ``gas``. At first it has none."""
+        """Let the guest run so many instructions from now on, then its call fails with ``gas``. At first: none."""
 
     def gas_used(self) -> int:
         """Instructions since the last :meth:`allow`, as far as the engine counts them."""
@@ -77,7 +77,7 @@ class Engine(Protocol):
         """Open and ask for all that it needs in this process; a locked down one can open nothing."""
 
     def load(self, admitted: Admitted, memory_bytes: int) -> Instance:
-        """Load a module that was admitted for this engine and so much memory; GuestFailedError ``load``, ``memory``."""
+        """Load what was admitted for this engine and so much memory; no code of it runs. GuestFailedError ``load``."""
 
 
 _MODULES = {

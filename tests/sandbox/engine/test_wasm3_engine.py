@@ -64,7 +64,7 @@ def test_a_module_that_is_not_restorable_is_not_reset() -> None:
 
 
 def test_memory_out_of_the_virtual_size_is_cleared_by_a_reset_too() -> None:
-    """wasm3 checks accesses against the memory that is there: a guest could hide something from one frame to the next."""
+    """wasm3 checks accesses against the memory that is there: a guest could hide something for the next frame."""
     instance = loaded(
         """(module (memory 1 4) (func (export "grow") (result i32) (memory.grow (i32.const 3)))
         (func (export "hide") (result i32) (i32.store (i32.const 200000) (i32.const 7)) i32.const 0)
