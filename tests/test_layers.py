@@ -43,6 +43,7 @@ NO_IO = [
     "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result",
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits",
+    "sandbox.abi.wasi_types", "sandbox.abi.wasi_files", "sandbox.abi.wasi_poll", "sandbox.abi.pictures",
     "inference.memo", "inference.messages",
 ]
 # fmt: on

@@ -122,5 +122,7 @@ class Memory:
         function = self.imports[module, name]
         bits = [{"i": 32, "I": 64}[kind] for kind in function.signature.partition("(")[2].rstrip(")")]
         assert len(arguments) == len(bits)
-        signed = [value - (1 << size) if value >> (size - 1) else value for value, size in zip(arguments, bits, strict=True)]
+        signed = [
+            value - (1 << size) if value >> (size - 1) else value for value, size in zip(arguments, bits, strict=True)
+        ]
         return function.call(*signed)
