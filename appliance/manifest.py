@@ -119,10 +119,15 @@ def load_manifest(directory: Path) -> Manifest:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise HandlerError(f"{path}: {error}") from error
-    if manifest.abi != COMMAND:
-        for key, given in (("command", manifest.command is not None), ("files", bool(manifest.files))):
-            if given:
-                raise HandlerError(f'{path}: `{key}` is for programs; it needs abi = "{COMMAND}"')
+    _check(manifest, path)
+    return manifest
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    """What no type says; HandlerError."""
+    for key, given in (("command", manifest.command is not None), ("files", bool(manifest.files))):
+        if given and manifest.abi != COMMAND:
+            raise HandlerError(f'{path}: `{key}` is for programs; it needs abi = "{COMMAND}"')
     if manifest.command and manifest.command.frame in manifest.files:
         raise HandlerError(f"{path}: `command.frame` and `files` both name {manifest.command.frame}")
     for emit in manifest.emits:
@@ -130,4 +135,3 @@ def load_manifest(directory: Path) -> Manifest:
             raise HandlerError(f"{path}: tag {emit.tag:#x} in `emits` is reserved for the system")
     if not manifest.observes:
         raise HandlerError(f"{path}: `observes` names no tag, so the handler would never run")
-    return manifest

@@ -1,4 +1,4 @@
-"""Guests of the directory guests/, compiled as their authors would, and kept while neither source nor compiler change."""
+"""Guests of the directory guests/, compiled as their authors would, and kept until source or compiler change."""
 
 import functools
 import hashlib
