@@ -1,16 +1,23 @@
-"""The function that stands for ``memory.grow`` where the memory's size is virtual. Pure.
+"""The function that stands for ``memory.grow``. Pure.
 
-In WebAssembly text::
+wasm3 adds the pages wanted to those there are in 32 bits, so that growing by -1 takes a page away; this function knows
+better. Where the memory's size must be restorable, it is virtual, too. In WebAssembly text, SIZE being ``memory.size``
+or the global that holds the virtual size::
 
-    (func $grow (param $delta i32) (result i32)
+    (func (param $delta i32) (result i32)
       (call $usegas ...)
-      (if (i32.gt_u (local.get $delta) (i32.sub (i32.const MOST) (global.get $pages)))
+      (if (i32.gt_u (local.get $delta) (i32.sub (i32.const MOST) SIZE))
         (then (return (i32.const -1))))
-      (local.set $delta (i32.add (local.get $delta) (global.get $pages)))     ;; the new size
-      (if (i32.gt_u (local.get $delta) (memory.size))                         ;; memory restored may be larger
+
+      ;; a real size:
+      (memory.grow (local.get $delta)))
+
+      ;; a virtual one:
+      (local.set $delta (i32.add (local.get $delta) SIZE))                    ;; the new size
+      (if (i32.gt_u (local.get $delta) (memory.size))                         ;; memory that was restored may be larger
         (then (if (i32.eq (memory.grow (i32.sub (local.get $delta) (memory.size))) (i32.const -1))
           (then (return (i32.const -1))))))
-      (global.get $pages)                                                     ;; the old size
+      SIZE                                                                    ;; the old one
       (global.set $pages (local.get $delta)))
 """
 
@@ -32,28 +39,32 @@ from appliance.sandbox.admission.metering import Additions
 
 _EQ, _GT_U, _ADD, _SUB = 0x46, 0x4B, 0x6A, 0x6B
 _INSTRUCTIONS = 28
+_NO_LOCALS = b"\0"
+_DELTA = bytes((LOCAL_GET, 0))
+_REAL_SIZE = bytes((MEMORY_SIZE, 0))
+_REAL_GROW = bytes((MEMORY_GROW, 0))
+_IF = bytes((IF, EMPTY_BLOCK & 0x7F))
+_FAILURE = bytes((I32_CONST,)) + encode_signed(-1)
+_FAIL_IF = _IF + _FAILURE + bytes((RETURN, END))
 
 
 def grow_body(additions: Additions, most: int) -> bytes:
     """The body, without its size, for a memory of ``most`` pages at most."""
-    if additions.pages is None:
-        raise ValueError("the memory's size is not virtual")
-    pages = encode_u32(additions.pages)
-    get_pages = bytes((GLOBAL_GET,)) + pages
-    delta = bytes((LOCAL_GET, 0))
-    size = bytes((MEMORY_SIZE, 0))
-    empty_if = bytes((IF, EMPTY_BLOCK & 0x7F))
-    fail = bytes((I32_CONST,)) + encode_signed(-1)
-    refuse = empty_if + fail + bytes((RETURN, END))
+    pages = None if additions.pages is None else encode_u32(additions.pages)
+    size = _REAL_SIZE if pages is None else bytes((GLOBAL_GET,)) + pages
+    limit = bytes((I32_CONST,)) + encode_signed(most)
+    check = _DELTA + limit + size + bytes((_SUB, _GT_U)) + _FAIL_IF
+    grow = _DELTA + _REAL_GROW if pages is None else _grow_virtually(size, pages)
+    return b"".join((_NO_LOCALS, additions.charge(_INSTRUCTIONS), check, grow, bytes((END,))))
+
+
+def _grow_virtually(size: bytes, pages: bytes) -> bytes:
     return b"".join(
         (
-            b"\0",  # no locals
-            additions.charge(_INSTRUCTIONS),
-            delta + bytes((I32_CONST,)) + encode_signed(most) + get_pages + bytes((_SUB, _GT_U)) + refuse,
-            delta + get_pages + bytes((_ADD, LOCAL_SET, 0)),
-            delta + size + bytes((_GT_U,)) + empty_if,
-            delta + size + bytes((_SUB, MEMORY_GROW, 0)) + fail + bytes((_EQ,)) + refuse,
+            _DELTA + size + bytes((_ADD, LOCAL_SET, 0)),
+            _DELTA + _REAL_SIZE + bytes((_GT_U,)) + _IF,
+            _DELTA + _REAL_SIZE + bytes((_SUB,)) + _REAL_GROW + _FAILURE + bytes((_EQ,)) + _FAIL_IF,
             bytes((END,)),
-            get_pages + delta + bytes((GLOBAL_SET,)) + pages + bytes((END,)),
+            size + _DELTA + bytes((GLOBAL_SET,)) + pages,
         )
     )

@@ -43,10 +43,10 @@ class Additions:
 
     usegas: int
     """The imported function. All functions from here on have moved up by one."""
-    pages: int | None = None
-    """The global that holds the virtual size of the memory; None leaves the memory alone."""
-    grow: int = 0
+    grow: int
     """The function that stands for ``memory.grow``."""
+    pages: int | None
+    """The global that holds the virtual size of the memory; None where it is the real one."""
 
     def moved(self, function: int) -> int:
         """The index that a function of the original has."""
@@ -106,8 +106,6 @@ def _replacement(opcode: int, argument: int, additions: Additions) -> bytes | No
     if opcode == CALL_INDIRECT:
         # LLVM writes the table's index in five bytes where it may be relocated; wasm3 reads one
         return bytes((CALL_INDIRECT,)) + encode_u32(argument) + b"\0"
-    if additions.pages is None:
-        return None
-    if opcode == MEMORY_SIZE:
-        return bytes((GLOBAL_GET,)) + encode_u32(additions.pages)
-    return bytes((CALL,)) + encode_u32(additions.grow)
+    if opcode == MEMORY_GROW:
+        return bytes((CALL,)) + encode_u32(additions.grow)
+    return None if additions.pages is None else bytes((GLOBAL_GET,)) + encode_u32(additions.pages)

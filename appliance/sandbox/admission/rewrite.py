@@ -6,7 +6,7 @@
   entry point, because those begin with a letter or an underscore.
 - The start function is an export of ours, for the engine to call: with gas, at a time of its own, and again after a
   reset. So is the memory, for wasmtime.
-- For wasm3, gas is charged (:mod:`.metering`).
+- For wasm3, gas is charged (:mod:`.metering`), and memory grows by a function of ours (:mod:`.growing`).
 - Where its state must be restorable, each mutable global is exported under a name of ours, and the memory's size is
   virtual: a restored instance has the memory's size as it was when it was saved, although memory never shrinks. Who
   restores it sets the globals, writes the memory of that time, and must zero all the rest.
@@ -51,19 +51,19 @@ def limited(layout: Layout, most_pages: int) -> bytes:
         exports.append(_export(MEMORY_NAME, binary.MEMORY_KIND, 0))
     if layout.start is not None:
         exports.append(_export(START_NAME, binary.FUNCTION_KIND, layout.start))
-    sections[binary.EXPORT] = _extended(layout, binary.EXPORT, exports)
+    if exports:
+        sections[binary.EXPORT] = _extended(layout, binary.EXPORT, exports)
     return _joined(sections, _names(layout, moved=0))
 
 
 def instrumented(layout: Layout, most_pages: int, *, restorable: bool) -> tuple[bytes, list[str]]:
     """The module for wasm3, and the names of the exports that hold its state. BrokenRuleError ``memory`` or as
     :func:`.bodies.checked`."""
-    own = len(layout.imports) + 1
-    virtual = restorable and layout.memory is not None
+    memory = layout.memory
     additions = Additions(
         usegas=len(layout.imports),
-        pages=len(layout.globals) if virtual else None,
-        grow=own + len(layout.functions),
+        grow=len(layout.imports) + 1 + len(layout.functions),
+        pages=len(layout.globals) if restorable and memory else None,
     )
     state = _state(layout, additions) if restorable else {}
     sections = {kind: layout.data[start:end] for kind, (start, end) in layout.sections.items()}
@@ -72,17 +72,17 @@ def instrumented(layout: Layout, most_pages: int, *, restorable: bool) -> tuple[
     sections[binary.TYPE] = _extended(layout, binary.TYPE, [_I32_TO_NONE, _I32_TO_I32])
     usegas = encode_name(METERING) + encode_name(USEGAS) + bytes((binary.FUNCTION_KIND,)) + encode_u32(usegas_type)
     sections[binary.IMPORT] = _extended(layout, binary.IMPORT, [usegas])
-    if layout.memory:
-        sections[binary.MEMORY] = _memory(layout.memory, most_pages)
     sections.pop(binary.START, None)
     if layout.elements:
         sections[binary.ELEMENT] = _elements(layout, additions)
     bodies = [encode_sized(metered(layout, body, additions)) for body in layout.bodies]
-    if additions.pages is not None and layout.memory:
-        pages = bytes((_I32, _MUTABLE, I32_CONST)) + binary.encode_signed(layout.memory.pages) + bytes((END,))
-        sections[binary.GLOBAL] = _extended(layout, binary.GLOBAL, [pages])
+    if memory:
+        sections[binary.MEMORY] = _memory(memory, most_pages)
         sections[binary.FUNCTION] = _extended(layout, binary.FUNCTION, [encode_u32(usegas_type + 1)])
-        bodies.append(encode_sized(grow_body(additions, _most(layout.memory, most_pages))))
+        bodies.append(encode_sized(grow_body(additions, _most(memory, most_pages))))
+    if memory and additions.pages is not None:
+        pages = bytes((_I32, _MUTABLE, I32_CONST)) + binary.encode_signed(memory.pages) + bytes((END,))
+        sections[binary.GLOBAL] = _extended(layout, binary.GLOBAL, [pages])
     sections[binary.EXPORT] = _exports(layout, additions, state)
     if bodies:
         sections[binary.CODE] = encode_vector(bodies)
