@@ -50,7 +50,8 @@ def limited(layout: Layout, most_pages: int) -> bytes:
         exports.append(_export(MEMORY_NAME, binary.MEMORY_KIND, 0))
     if layout.start is not None:
         exports.append(_export(START_NAME, binary.FUNCTION_KIND, layout.start))
-    sections[binary.EXPORT] = _extended(layout, binary.EXPORT, exports)
+    if exports:
+        sections[binary.EXPORT] = _extended(layout, binary.EXPORT, exports)
     return _joined(sections, _names(layout, moved=0))
 
 

@@ -19,8 +19,8 @@ from appliance.sandbox.engine.engine import Function, GuestFailedError, Instance
 
 FUEL_PER_MS = 1_000_000_000
 """Of wasmtime: more than any machine burns. It makes several instructions of a module one of the machine, or none
-(seen: 330 a nanosecond), and charges memory.fill and memory.copy by the byte (120 a nanosecond). So a guest that has only a
-deadline is stopped by the clock."""
+(seen: 330 a nanosecond), and charges memory.fill and memory.copy by the byte (120 a nanosecond). So a guest that has
+only a deadline is stopped by the clock."""
 SHARE = 0.9
 """Of what an empty loop burns. All other code burns a fifth less at least, so it does not get to feel this, and an
 endless loop is stopped by gas before it is by the clock."""

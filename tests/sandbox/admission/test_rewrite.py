@@ -19,6 +19,7 @@ from appliance.sandbox.admission.binary import (
 )
 from appliance.sandbox.admission.layout import Layout, read
 from appliance.sandbox.admission.rewrite import limited
+from appliance.sandbox.admission.verdict import MEMORY_NAME, START_NAME, EngineName
 
 PAGES = LIMIT // PAGE_BYTES
 
@@ -153,3 +154,26 @@ def test_any_bytes_are_a_module_or_refused(data: st.DataObject) -> None:
     again = read(code)
     assert again.sections.keys() == read(bytes(mutant)).sections.keys() - {12}
     assert read(limited(again, PAGES)).memory == again.memory
+
+
+# --- exports of ours ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["wasm3", "wasmtime"])
+def test_the_start_function_is_an_export_that_nothing_calls(engine: EngineName) -> None:
+    """So the engine chooses when it runs: with gas, and again after a reset."""
+    text = '(module (import "appliance" "now_ns" (func (result i64))) (func) (func $s) (start $s))'
+    assert admitted(text, engine).functions == {START_NAME: "v()"}
+    code = admitted(text).code if engine == "wasm3" else limited(read(assemble(text)), PAGES)
+    layout = read(code)
+    assert layout.start is None
+    (export,) = layout.exports
+    assert layout.names[export.index].endswith(":s")
+
+
+def test_wasmtime_is_given_the_memory_by_a_name_of_ours() -> None:
+    """wasm3 finds it whether the module exports it or not."""
+    for text in ("(module (memory 1))", '(module (memory (export "other") 1) (func (export "f")))'):
+        exports = read(limited(read(assemble(text)), PAGES)).exports
+        assert [export.index for export in exports if export.name == MEMORY_NAME] == [0]
+    assert not read(limited(read(assemble("(module)")), PAGES)).exports

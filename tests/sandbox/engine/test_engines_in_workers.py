@@ -121,6 +121,6 @@ async def test_memory_up_to_the_largest_limit(engine: str) -> None:
         (i32.add (memory.grow (i32.const 96)) (i32.const 1))""",
         memory="1",
     )
-    async with bench(spec(module, engine=engine, limits=Limits(memory_mb=256))) as handler:
+    async with bench(spec(module, engine=engine, limits=Limits(deadline_ms=20_000, memory_mb=256))) as handler:
         finished = await handler.handle()
     assert finished.outcome == "ok", finished.message
