@@ -45,6 +45,10 @@ NO_IO = [
     "sandbox.session", "sandbox.restarts", "sandbox.emits", "sandbox.budget", "sandbox.quarantine",
     "sandbox.failure", "sandbox.capsule",
     "sandbox.abi.wasi_types", "sandbox.abi.wasi_files", "sandbox.abi.wasi_poll", "sandbox.abi.pictures",
+    "sandbox.abi.signatures",
+    "sandbox.admission.binary", "sandbox.admission.bodies", "sandbox.admission.code", "sandbox.admission.growing",
+    "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
+    "sandbox.admission.rules", "sandbox.admission.verdict",
     "inference.memo", "inference.messages",
 ]
 # fmt: on
@@ -191,8 +195,10 @@ HEAVY = {"numpy", "av", "PIL", "simplejpeg", "ai_edge_litert", "tflite_runtime",
     ("module", "absent"),
     [
         ("appliance.cli", HEAVY | {"rich", "aioquic", "aiomqtt", "sqlite3"}),
-        ("appliance.app", HEAVY | {"wasm3", "click", "rich"}),
-        ("appliance.client", HEAVY | {"wasm3", "aiomqtt", "sqlite3", "click", "rich"}),
+        ("appliance.app", HEAVY | {"wasm3", "wasmtime", "click", "rich"}),
+        ("appliance.client", HEAVY | {"wasm3", "wasmtime", "aiomqtt", "sqlite3", "click", "rich"}),
+        ("appliance.sandbox.admission.admit", HEAVY | {"wasm3", "wasmtime", "click", "rich"}),
+        ("appliance.sandbox.admission.child", HEAVY | {"asyncio", "aioquic", "aiomqtt", "sqlite3", "click", "rich"}),
         ("appliance.sandbox.zygote", HEAVY | {"asyncio", "ssl", "aioquic", "aiomqtt", "sqlite3", "cryptography"}),
         ("appliance.inference.service", {"asyncio", "aioquic", "aiomqtt", "wasm3", "ai_edge_litert", "tflite_runtime"}),
     ],

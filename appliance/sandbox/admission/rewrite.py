@@ -114,7 +114,7 @@ def _most(memory: Memory, limit: int) -> int:
 
 def _state(layout: Layout, additions: Additions) -> dict[str, int]:
     """Name -> index of each global that is a part of the state."""
-    state = {GLOBAL_NAME.format(index): index for index, item in enumerate(layout.globals) if item.mutable}
+    state = {GLOBAL_NAME.format(index): index for index, mutable in enumerate(layout.globals) if mutable}
     if additions.pages is not None:
         state[PAGES_NAME] = additions.pages
     return state
