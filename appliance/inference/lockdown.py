@@ -55,6 +55,7 @@ REFUSED_CALLS = (
     *("open", "openat", "openat2", "access", "faccessat", "faccessat2", "readlink", "readlinkat", "getdents64"),
     *("stat", "lstat", "fstat", "newfstatat", "stat64", "lstat64", "fstat64", "fstatat64", "statx"),
     *("read", "pread64", "lseek", "_llseek", "ioctl", "prctl", "uname", "sysinfo"),
+    *("getsockname", "getpeername"),  # a socket that is thrown away is put in words first
 )
 """These fail rather than end the process: a library that looks for a file does without, a traceback without lines."""
 DANGEROUS_CALLS = (
