@@ -43,6 +43,8 @@ NO_IO = [
     "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result",
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits",
+    "sandbox.abi.signatures", "sandbox.abi.tensors", "sandbox.abi.wasi_ephemeral_nn", "sandbox.abi.wasi_nn",
+    "sandbox.abi.wasmedge_image", "sandbox.abi.wasmedge_tensorflow", "sandbox.abi.wasmedge_tensorflowlite",
     "inference.memo", "inference.messages",
 ]
 # fmt: on

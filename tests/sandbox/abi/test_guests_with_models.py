@@ -16,7 +16,7 @@ import pytest
 import tiny_models
 from nn_bench import MakeGuest
 from PIL import Image
-from sandbox_bench import TIMEOUT, Bench, until
+from sandbox_bench import TIMEOUT, Bench, assemble, data, until
 from sandbox_bench import spec as spec_of
 
 from appliance.config import InferenceConfig
@@ -26,6 +26,7 @@ from appliance.inference.model import ModelSpec, digest_of
 from appliance.ipc.ring import RingWriter
 from appliance.manifest import Limits
 from appliance.sandbox.guest_models import GuestModelStore
+from appliance.sandbox.messages import MAX_GUEST_MODEL_BYTES
 from appliance.sandbox.session import Finished
 from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerModel, HandlerSpec
@@ -289,3 +290,37 @@ async def test_a_handler_that_is_stopped_while_its_model_loads(make_guest: MakeG
                 async with bench.host:
                     await until(lambda: len(broker.status()) == 1)
                 assert bench.host.status.state == "stopped"
+
+
+async def test_the_largest_model_there_may_be(store: GuestModelStore) -> None:
+    """It is in the guest, in its worker and in messages at the same time, within the worker's limit of memory."""
+    small = tiny_models.echo()
+    model, builder, out = 0x10000, 0x100, 0x200
+    module = assemble(
+        f"""(module
+        (import "wasi_ephemeral_nn" "load" (func $load (param i32 i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 272)
+        {data(model, small)} {data(builder, struct.pack("<I", model))}
+        (func $of (param $length i32) (result i32)
+          (i32.store (i32.const {builder + 4}) (local.get $length))
+          (call $load (i32.const {builder}) (i32.const 1) (i32.const 4) (i32.const 0) (i32.const {out})))
+        (func (export "handle") (result i32)
+          (if (result i32) (call $of (i32.const {MAX_GUEST_MODEL_BYTES})) (then (i32.const 99))
+            (else (call $of (i32.const {MAX_GUEST_MODEL_BYTES + 1}))))))"""
+    )
+    spec = replace(handler(module, guest_models=8), limits=Limits(deadline_ms=20_000, memory_mb=32))
+    async with whole(spec, store) as running:
+        for _ in range(3):
+            finished = await running.bench.handle()
+            assert finished.message.startswith("handle returned 7"), "one byte more is too large"
+            assert len(running.processes()) == 1
+        assert running.bench.host.status.restarts == 0
+
+
+async def test_a_model_that_cannot_be_kept_is_a_failure_of_its_own(make_guest: MakeGuest, tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("in the way")
+    store = GuestModelStore(tmp_path / "models", InferenceConfig())
+    async with whole(handler(make_guest("wasi_nn_c", PARTS)), store) as running:
+        finished = await running.classify(picture())
+    assert finished.message.startswith("handle returned 5")
+    assert "a guest's model cannot be kept" in finished.message
