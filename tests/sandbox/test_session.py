@@ -22,6 +22,7 @@ from appliance.sandbox.messages import (
     MAX_STATE_VALUE,
     MAX_TRAP_TEXT,
     MAX_WISHES,
+    MODEL_WISHES,
     Done,
     Emit,
     FromWorker,
@@ -127,6 +128,15 @@ def test_models_may_be_brought_before_the_first_frame_and_loading_them_does_not_
     assert session.receive(Trapped("init", "init returned 6", fatal=True), 60.2) == Broken(
         "init", "init returned 6; guest_models is 0"
     )
+
+
+def test_loading_models_counts_as_many_wishes() -> None:
+    session = started(job())
+    for _ in range(MAX_WISHES // MODEL_WISHES):
+        session.receive(WantModel(b"model"), 0.0)
+        session.answered(0.0)
+    with pytest.raises(PeerError, match="wishes"):
+        session.receive(WISH, 0.0)
 
 
 def test_waiting_for_a_model_in_init_is_not_charged_to_the_first_frame() -> None:

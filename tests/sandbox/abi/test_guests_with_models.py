@@ -21,7 +21,7 @@ from sandbox_bench import spec as spec_of
 
 from appliance.config import InferenceConfig
 from appliance.inference.broker import Broker
-from appliance.inference.messages import View
+from appliance.inference.messages import MAX_TENSOR_BYTES, View
 from appliance.inference.model import ModelSpec, digest_of
 from appliance.ipc.ring import RingWriter
 from appliance.manifest import Limits
@@ -292,23 +292,40 @@ async def test_a_handler_that_is_stopped_while_its_model_loads(make_guest: MakeG
                 assert bench.host.status.state == "stopped"
 
 
-async def test_the_largest_model_there_may_be(store: GuestModelStore) -> None:
-    """It is in the guest, in its worker and in messages at the same time, within the worker's limit of memory."""
-    small = tiny_models.echo()
-    model, builder, out = 0x10000, 0x100, 0x200
-    module = assemble(
+def largest(model: bytes) -> bytes:
+    """Loads ``model``, padded to the limit, and runs it on and into 12 MiB; then tries one byte more."""
+    data_at, builder, out, sides, tensor = 0x10000, 0x100, 0x200, 0x300, 0x340
+    picture = data_at + MAX_GUEST_MODEL_BYTES
+    pages = (picture + MAX_TENSOR_BYTES + 0x10000) >> 16
+    record = struct.pack("<IIIII", sides, 1, U8, picture, MAX_TENSOR_BYTES)
+    output = f"(i32.const {picture}) (i32.const {MAX_TENSOR_BYTES})"
+    steps = [
+        f"(call $load (i32.const {builder}) (i32.const 1) (i32.const 4) (i32.const 0) (i32.const {out}))",
+        f"(call $open (i32.load (i32.const {out})) (i32.const {out}))",
+        f"(call $set (i32.load (i32.const {out})) (i32.const 0) (i32.const {tensor}))",
+        f"(call $compute (i32.load (i32.const {out})))",
+        f"(call $get (i32.load (i32.const {out})) (i32.const 0) {output} (i32.const {out + 4}))",
+    ]
+    checked = "".join(f"(if {step} (then (return (i32.const {50 + at}))))" for at, step in enumerate(steps))
+    return assemble(
         f"""(module
         (import "wasi_ephemeral_nn" "load" (func $load (param i32 i32 i32 i32 i32) (result i32)))
-        (memory (export "memory") 272)
-        {data(model, small)} {data(builder, struct.pack("<I", model))}
-        (func $of (param $length i32) (result i32)
-          (i32.store (i32.const {builder + 4}) (local.get $length))
-          (call $load (i32.const {builder}) (i32.const 1) (i32.const 4) (i32.const 0) (i32.const {out})))
+        (import "wasi_ephemeral_nn" "init_execution_context" (func $open (param i32 i32) (result i32)))
+        (import "wasi_ephemeral_nn" "set_input" (func $set (param i32 i32 i32) (result i32)))
+        (import "wasi_ephemeral_nn" "compute" (func $compute (param i32) (result i32)))
+        (import "wasi_ephemeral_nn" "get_output" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") {pages}) {data(data_at, model)} {data(builder, struct.pack("<I", data_at))}
+        {data(sides, struct.pack("<I", MAX_TENSOR_BYTES))} {data(tensor, record)}
         (func (export "handle") (result i32)
-          (if (result i32) (call $of (i32.const {MAX_GUEST_MODEL_BYTES})) (then (i32.const 99))
-            (else (call $of (i32.const {MAX_GUEST_MODEL_BYTES + 1}))))))"""
+          (i32.store (i32.const {builder + 4}) (i32.const {MAX_GUEST_MODEL_BYTES})) {checked}
+          (i32.store (i32.const {builder + 4}) (i32.const {MAX_GUEST_MODEL_BYTES + 1})) {steps[0]}))"""
     )
-    spec = replace(handler(module, guest_models=8), limits=Limits(deadline_ms=20_000, memory_mb=32))
+
+
+async def test_the_largest_model_and_the_largest_tensors_there_may_be(store: GuestModelStore) -> None:
+    """They are in the worker and in messages at the same time, within its limit of memory."""
+    module = largest(tiny_models.echo((1, 2048, 2048, 3)))
+    spec = replace(handler(module, guest_models=8), limits=Limits(deadline_ms=20_000, memory_mb=48))
     async with whole(spec, store) as running:
         for _ in range(3):
             finished = await running.bench.handle()
