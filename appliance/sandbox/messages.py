@@ -20,6 +20,8 @@ MAX_DOCUMENT_BYTES = 128 << 10
 """Sum of the CBOR and JSON payloads of one frame: the zipper parses them all, between two frames of others."""
 MAX_WISHES = 256
 """Inferences and pictures a handler may ask for about one frame."""
+MODEL_WISHES = 32
+"""As so many of them counts loading a model that the guest brings."""
 MAX_PIXEL_BYTES = 12 << 20
 MAX_PICTURE_BYTES = 8 << 20
 """A picture, as a file, that a guest has decoded."""

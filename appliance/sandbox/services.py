@@ -27,6 +27,7 @@ from appliance.sandbox.messages import (
     MAX_STATE_KEYS,
     MAX_STATE_VALUE,
     MAX_WISHES,
+    MODEL_WISHES,
     Done,
     Emit,
     Errno,
@@ -230,9 +231,10 @@ class Services:
         return self._outputs[model][index]
 
     def _ask(self, wish: WantInference | WantModel | WantPixels) -> ToWorker:
-        if self._wishes >= MAX_WISHES:
+        wishes = MODEL_WISHES if isinstance(wish, WantModel) else 1
+        if self._wishes + wishes > MAX_WISHES:
             raise RefusalError(Errno.ETOOBIG, f"more than {MAX_WISHES} inferences and pictures about one frame")
-        self._wishes += 1
+        self._wishes += wishes
         started = perf_counter_ns()
         self._channel.send(wish)
         answer = self._answer()

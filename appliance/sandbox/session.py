@@ -28,6 +28,7 @@ from appliance.sandbox.messages import (
     MAX_STATE_VALUE,
     MAX_TRAP_TEXT,
     MAX_WISHES,
+    MODEL_WISHES,
     Done,
     Emit,
     FromWorker,
@@ -271,7 +272,7 @@ class Session:
         return not self.loading if isinstance(wish, WantModel) else not self.starting
 
     def _wished(self, wish: Wish, now: float) -> Wish:
-        self._wishes += 1
+        self._wishes += MODEL_WISHES if isinstance(wish, WantModel) else 1
         if self._wishes > MAX_WISHES:
             raise PeerError(f"more than {MAX_WISHES} wishes about one frame")
         if isinstance(wish, WantInference):

@@ -1,11 +1,7 @@
 """Delegates: a real external delegate library, compiled here, in both runtimes."""
 
-import importlib.util
 import logging
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -22,24 +18,8 @@ from appliance.inference.model import ModelSpec
 from appliance.inference.process import ModelProcess
 from appliance.ipc.ring import RingWriter
 
-SOURCE = Path(__file__).with_name("delegate") / "counting_delegate.c"
 WHOLE = View()
 Log = dict[ModelProcess, bytes]
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The counting delegate, named as a delegate for a device called ``counting``."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is not None:
-        command = [compiler]
-    elif importlib.util.find_spec("ziglang") is not None:
-        command = [sys.executable, "-m", "ziglang", "cc"]
-    else:
-        pytest.skip("needs a C compiler: install gcc or ziglang")
-    path = tmp_path_factory.mktemp("delegate") / "libcounting_delegate.so.1"
-    subprocess.run([*command, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, SOURCE], check=True)
-    return str(path)
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from appliance.manifest import EngineName, Limits
 from appliance.sandbox.admission.admit import RefusedError
 from appliance.sandbox.admission.judge import engine_for, judge
 from appliance.sandbox.admission.verdict import Admitted, Order, Rejected
+from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.host import HandlerHost
+from appliance.sandbox.life import Inference
 from appliance.sandbox.messages import Job
 from appliance.sandbox.session import Finished
 from appliance.sandbox.spawning import Zygote
@@ -156,7 +158,8 @@ class Bench:
     spec: HandlerSpec
     zygote: Zygote
     ring: RingWriter
-    inference: FakeInference
+    inference: Inference
+    guest_models: GuestModelStore | None = None
     finished: list[Finished] = field(default_factory=list)
     submitted: list[int] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -164,7 +167,14 @@ class Bench:
     on_finish: Callable[[Finished], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        self.host = HandlerHost(self.spec, self.zygote, self.inference, self._take, admission=JudgedHere())
+        self.host = HandlerHost(
+            self.spec,
+            self.zygote,
+            self.inference,
+            self._take,
+            admission=JudgedHere(),
+            guest_models=self.guest_models,
+        )
 
     def _take(self, finished: Finished) -> None:
         self.finished.append(finished)
@@ -229,13 +239,15 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def bench(handler: bytes | HandlerSpec, inference: FakeInference | None = None) -> AsyncIterator[Bench]:
+async def bench(
+    handler: bytes | HandlerSpec, inference: FakeInference | None = None, guest_models: GuestModelStore | None = None
+) -> AsyncIterator[Bench]:
     """A running handler; its jobs have all finished, and once, when the context ends."""
     handler = handler if isinstance(handler, HandlerSpec) else spec(handler)
     inference = inference or FakeInference()
     with RingWriter(1 << 20) as ring:
         async with Zygote(ring.fd) as zygote:
-            running = Bench(handler, zygote, ring, inference)
+            running = Bench(handler, zygote, ring, inference, guest_models)
             async with running.host:
                 yield running
         assert sorted(one.job.seq for one in running.finished) == sorted(running.submitted)

@@ -8,6 +8,7 @@ guests that open one for every frame: beyond the bounds, the one that was used l
 
 import math
 import struct
+from array import array
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count
@@ -34,7 +35,7 @@ ELEMENT_TYPES = {
 and i32 is 3 in the older, f64 is 2 and u8 is 3 in the newer. What is meant can be told by the model alone. Bytes that
 are signed have no number of their own and pass as u8."""
 INTEGERS = {"uint8": (0, 255, "B"), "int8": (-128, 127, "b"), "int16": (-(1 << 15), (1 << 15) - 1, "h")}
-"""Types of quantised tensors -> least and greatest value, ``struct`` code."""
+"""Types of quantised tensors -> least and greatest value, code of ``array``."""
 
 
 class NnErrno(IntEnum):
@@ -217,6 +218,9 @@ def check_type(tensor: TensorInfo, number: int) -> None:
 def quantised(data: memoryview, tensor: TensorInfo) -> bytes:
     """Little-endian float32 as the tensor stores them: value / scale + zero point, cut to an integer in its range."""
     low, high, code = INTEGERS[tensor.dtype]
-    floats = struct.unpack(f"<{len(data) // 4}f", data)
     scale, zero = tensor.scale, tensor.zero_point
-    return struct.pack(f"<{len(floats)}{code}", *(int(max(low, min(high, each / scale + zero))) for each in floats))
+    values = [each / scale + zero for each in struct.unpack(f"<{len(data) // 4}f", data)]
+    try:
+        return array(code, map(int, values)).tobytes()
+    except (OverflowError, ValueError):  # some are out of range, or not numbers: several times slower
+        return array(code, (int(max(low, min(high, each))) for each in values)).tobytes()

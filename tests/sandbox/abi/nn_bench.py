@@ -1,8 +1,9 @@
 """The host modules with the guest's memory and the zipper's answers in the test's hands: no engine, no processes."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 from sandbox_bench import BOXES, INPUT, OUTPUT
@@ -33,6 +34,8 @@ MEMORY = 1 << 16
 """Bytes of the guest's memory: a pointer past it is one too far."""
 OUT = 0x8000
 """Where a test has the host write."""
+MakeGuest = Callable[[str, Path], bytes]
+"""Name of a guest in guests/ and file of the model that it has in it; the module."""
 JPEG = b"\xff\xd8 the frame's own picture"
 
 CLASSIFIER = GuestModel("classifier", [INPUT], [OUTPUT, BOXES], ["cat", "dog"])

@@ -6,7 +6,7 @@ import pytest
 from nn_bench import BUSY, DENIED, EDGES, FAILED, MEMORY, OUT, Host, tflite
 
 from appliance.sandbox.abi.tensors import MAX_CONTEXTS, NnErrno
-from appliance.sandbox.messages import WantInference, WantModel
+from appliance.sandbox.messages import MAX_WISHES, MODEL_WISHES, WantInference, WantModel
 
 OK, ARGUMENT, ENCODING, NO_MEMORY, IS_BUSY, RUNTIME, UNSUPPORTED, TOO_LARGE, NOT_FOUND = NnErrno
 TFLITE, AUTODETECT = 4, 5
@@ -131,6 +131,18 @@ def test_what_the_zipper_refuses(host: Nn, refusal: object, errno: int) -> None:
     host.zipper.refuse = refusal  # type: ignore[assignment]
     assert host.load(tflite()) == errno
     assert host.load(tflite()) == OK, "it may be tried again"
+
+
+def test_models_that_fail_are_tried_few_times_about_a_frame(host: Nn) -> None:
+    def failing() -> int | None:
+        host.zipper.refuse = FAILED
+        return host.load(tflite())
+
+    tries = MAX_WISHES // MODEL_WISHES
+    assert [failing() for _ in range(tries + 1)] == [RUNTIME] * tries + [TOO_LARGE]
+    assert len(host.zipper.asked) == tries
+    host.next_frame()
+    assert failing() == RUNTIME
 
 
 @pytest.mark.parametrize("encoding", [0, 1, 2, 3, 6, 0xFFFF_FFFF])
