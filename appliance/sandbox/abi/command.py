@@ -10,7 +10,8 @@ from appliance.sandbox.abi.guest import Guest
 from appliance.sandbox.abi.pictures import MAKERS
 from appliance.sandbox.abi.results import emit_text
 from appliance.sandbox.abi.wasi_files import File, FileSystem
-from appliance.sandbox.abi.wasi_snapshot_preview1 import ExitError, LineLog, Program, Wasi
+from appliance.sandbox.abi.wasi_program import ExitError, LineLog, Program
+from appliance.sandbox.abi.wasi_snapshot_preview1 import Wasi
 from appliance.sandbox.abi.wasi_types import WasiErrno, WasiError
 from appliance.sandbox.engine import Function, GuestFailedError
 from appliance.sandbox.messages import MAX_EMIT_BYTES, CommandSpec, Job
