@@ -73,11 +73,11 @@ class Command:
         )
         try:
             status = _run(self._find())
-        finally:
-            errors.flush()
+        except GuestFailedError as failure:
+            raise GuestFailedError(failure.kind, _last_words(str(failure), errors), failure.backtrace) from failure
         if status:
-            said = errors.last.decode("utf-8", "replace")
-            raise GuestFailedError("error", f"exit status {status}" + (f": {said}" if said else ""))
+            raise GuestFailedError("error", _last_words(f"exit status {status}", errors))
+        errors.flush()
         emit_text(self._services, bytes(output.data))
 
     def _frame(self, job: Job) -> File:
@@ -94,6 +94,13 @@ class Command:
                 raise WasiError(WasiErrno.IO) from refusal
 
         return make
+
+
+def _last_words(failure: str, errors: LineLog) -> str:
+    """A failure, and the last line on standard error: it mostly says why."""
+    errors.flush()
+    said = errors.last.decode("utf-8", "replace")
+    return f"{failure}: {said}" if said else failure
 
 
 def _run(start: Function) -> int:
