@@ -10,7 +10,8 @@ from appliance.sandbox.abi.guest import Guest
 from appliance.sandbox.abi.pictures import MAKERS
 from appliance.sandbox.abi.results import emit_text
 from appliance.sandbox.abi.wasi_files import File, FileSystem
-from appliance.sandbox.abi.wasi_snapshot_preview1 import ExitError, LineLog, Program, Wasi
+from appliance.sandbox.abi.wasi_program import ExitError, LineLog, Program
+from appliance.sandbox.abi.wasi_snapshot_preview1 import Wasi
 from appliance.sandbox.abi.wasi_types import WasiErrno, WasiError
 from appliance.sandbox.engine import Function, GuestFailedError
 from appliance.sandbox.messages import MAX_EMIT_BYTES, CommandSpec, Job
@@ -72,11 +73,11 @@ class Command:
         )
         try:
             status = _run(self._find())
-        finally:
-            errors.flush()
+        except GuestFailedError as failure:
+            raise GuestFailedError(failure.kind, _last_words(str(failure), errors), failure.backtrace) from failure
         if status:
-            said = errors.last.decode("utf-8", "replace")
-            raise GuestFailedError("error", f"exit status {status}" + (f": {said}" if said else ""))
+            raise GuestFailedError("error", _last_words(f"exit status {status}", errors))
+        errors.flush()
         emit_text(self._services, bytes(output.data))
 
     def _frame(self, job: Job) -> File:
@@ -93,6 +94,13 @@ class Command:
                 raise WasiError(WasiErrno.IO) from refusal
 
         return make
+
+
+def _last_words(failure: str, errors: LineLog) -> str:
+    """A failure, and the last line on standard error: it mostly says why."""
+    errors.flush()
+    said = errors.last.decode("utf-8", "replace")
+    return f"{failure}: {said}" if said else failure
 
 
 def _run(start: Function) -> int:

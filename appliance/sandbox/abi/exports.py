@@ -1,6 +1,6 @@
 """What conventions of other systems find in a module, and how it is started."""
 
-from appliance.sandbox.abi.wasi_snapshot_preview1 import ExitError
+from appliance.sandbox.abi.wasi_program import ExitError
 from appliance.sandbox.engine import Function, GuestFailedError, Instance
 
 STARTERS = ("_initialize", "_start")

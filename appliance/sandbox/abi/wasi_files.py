@@ -125,17 +125,15 @@ class Descriptor:
     def seek(self, delta: int, whence: int) -> int:
         """The new place, which may be beyond the end; INVAL before the start."""
         self.require(Right.FD_SEEK)
-        if whence not in (WHENCE_SET, WHENCE_CUR, WHENCE_END):
+        size = len(self.file.content) if self.file else 0
+        bases = {WHENCE_SET: 0, WHENCE_CUR: self.offset, WHENCE_END: size}
+        if whence not in bases:
             raise WasiError(WasiErrno.INVAL)
-        bases = {WHENCE_SET: lambda: 0, WHENCE_CUR: lambda: self.offset, WHENCE_END: self._size}
-        target = bases[whence]() + delta
+        target = bases[whence] + delta
         if not 0 <= target <= MAX_OFFSET:
             raise WasiError(WasiErrno.INVAL)
         self.offset = target
         return target
-
-    def _size(self) -> int:
-        return len(self.file.content) if self.file else 0
 
 
 @dataclass(frozen=True)

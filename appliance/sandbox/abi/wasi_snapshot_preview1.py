@@ -7,12 +7,12 @@ NOTSOCK. Here pointers become bytes and back.
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from time import monotonic_ns, process_time_ns, time_ns
 
 from appliance.sandbox.abi.guest import Guest, Method
 from appliance.sandbox.abi.wasi_files import MAX_PATH_BYTES, ROOT, FileSystem, Stat
 from appliance.sandbox.abi.wasi_poll import poll
+from appliance.sandbox.abi.wasi_program import ExitError, LineLog, Program
 from appliance.sandbox.abi.wasi_types import (
     ADVICES,
     EVENT,
@@ -33,8 +33,8 @@ from appliance.sandbox.abi.wasi_types import (
     WasiErrno,
     WasiError,
 )
-from appliance.sandbox.engine import GuestFailedError, HostFunction
-from appliance.sandbox.messages import MAX_LOG_LINE, Errno
+from appliance.sandbox.engine import HostFunction
+from appliance.sandbox.messages import Errno
 from appliance.sandbox.services import RefusalError
 
 MODULE = "wasi_snapshot_preview1"
@@ -58,49 +58,6 @@ _CHANGES_DIRECTORY = (
     "path_rename",
 )
 _SOCKET = ("sock_accept", "sock_recv", "sock_send", "sock_shutdown")
-
-
-class ExitError(GuestFailedError):
-    """The guest has ended itself. A convention that expects it catches it; in all others it is a trap."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__("trap", f"it ended itself with exit status {status} (proc_exit)")
-        self.status = status
-
-
-class LineLog:
-    """A stream whose lines go to the handler's log. A line that is not ended waits for its end, over frames, too."""
-
-    def __init__(self, say: Callable[[bytes], None]) -> None:
-        self._say = say
-        self._line = bytearray()
-        self.last = b""
-        """The last line that was not empty."""
-
-    def write(self, data: bytes) -> None:
-        *ended, rest = data.split(b"\n")
-        for part in ended:
-            self._extend(part)
-            self.flush()
-        self._extend(rest)
-
-    def _extend(self, part: bytes) -> None:
-        self._line += part[: MAX_LOG_LINE - len(self._line)]
-
-    def flush(self) -> None:
-        """The line so far is a line."""
-        if self._line.strip():
-            self.last = bytes(self._line)
-            self._say(self.last)
-        self._line.clear()
-
-
-@dataclass
-class Program:
-    """What a running guest has been given."""
-
-    files: FileSystem = field(default_factory=FileSystem)
-    arguments: tuple[bytes, ...] = ()
 
 
 class Wasi:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from appliance.sandbox.abi.exports import initialise, required
 from appliance.sandbox.abi.guest import Guest, Method
 from appliance.sandbox.abi.results import emit_tagged
-from appliance.sandbox.abi.wasi_snapshot_preview1 import ExitError
+from appliance.sandbox.abi.wasi_program import ExitError
 from appliance.sandbox.engine import Function, GuestFailedError, HostFunction
 from appliance.sandbox.messages import MAX_EMIT_BYTES
 from appliance.sandbox.services import RefusalError

@@ -18,7 +18,8 @@ TIMEOUT = 300.0
 """Seconds: the first guest in C waits for the C library to be built."""
 
 RUSTC = Path("/usr/bin/rustc")
-"""Debian's: others come without the library for these targets."""
+RUSTC_VERSION = "1.63."
+"""Debian 12's: what later ones make by default is too new for wasm3."""
 FEATURES = "-mcpu=mvp+bulk_memory+sign_ext+nontrapping_fptoint+mutable_globals"
 MAX_MEMORY = "--max-memory=16777216"
 C_LINK_FLAGS = ("-Wl,--strip-all", "-Wl,-z,stack-size=65536", f"-Wl,{MAX_MEMORY}")
@@ -52,8 +53,8 @@ def rust_library(name: str) -> bytes:
 @functools.cache
 def go_program(name: str) -> bytes:
     go = shutil.which("go")
-    if go is None:
-        pytest.skip("needs Go: https://go.dev/dl")
+    if go is None or "wasip1/wasm" not in _output([go, "tool", "dist", "list"]):
+        pytest.skip("needs Go 1.21: https://go.dev/dl")
     version = _output([go, "version"])
     environment = {"GOOS": "wasip1", "GOARCH": "wasm", "GOFLAGS": "-mod=mod", "GOCACHE": str(CACHE / "go")}
     return _built(f"{name}.go", version, [go, "build", "-trimpath", "-ldflags=-s -w"], environment)
@@ -70,8 +71,10 @@ def _zig(name: str, flags: Sequence[str]) -> bytes:
 
 
 def _rust(name: str, target: str, flags: Sequence[str]) -> bytes:
-    remedy = f"needs Debian's rustc with {target}: apt-get install rustc libstd-rust-dev-wasm32"
-    if not RUSTC.is_file() or not Path(_output([str(RUSTC), "--print=target-libdir", f"--target={target}"])).is_dir():
+    remedy = f"needs rustc {RUSTC_VERSION}* with {target}: apt-get install rustc libstd-rust-dev-wasm32 (Debian 12)"
+    if not RUSTC.is_file() or f" {RUSTC_VERSION}" not in _output([str(RUSTC), "--version"]):
+        pytest.skip(remedy)
+    if not Path(_output([str(RUSTC), "--print=target-libdir", f"--target={target}"])).is_dir():
         pytest.skip(remedy)
     common = ["--edition=2021", f"--target={target}", "-Copt-level=s", "-Cpanic=abort", "-Cstrip=symbols"]
     command = [str(RUSTC), *common, f"-Clink-arg={MAX_MEMORY}", *flags]

@@ -1,17 +1,20 @@
 """The convention of wasmedge-bindgen, with guests that keep it and guests that do not."""
 
 import json
+import struct
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from guest_builds import c_library, rust_library
-from local_host import TAG, LocalHost
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from local_host import TAG, LocalHost, Memory
 from sandbox_bench import assemble, bench, spec
 
 from appliance.manifest import Limits
 from appliance.sandbox.abi.bindgen import MAX_ERROR_TEXT, MAX_RESULTS
-from appliance.sandbox.engine import GuestFailedError
+from appliance.sandbox.engine import Function, GuestFailedError
 from appliance.sandbox.messages import Emit
 
 PAGE = 1 << 16
@@ -152,7 +155,7 @@ def test_an_error_text_is_bounded() -> None:
     [
         ("", "does not export allocate"),
         ('(func (export "allocate") (param i32) (result i32) (i32.const 0))', "does not export infer"),
-        ('(func (export "allocate") (param i64) (result i32) (i32.const 0))', "allocate is not of type"),
+        ('(func (export "allocate") (param i64) (result i32) (i32.const 0))', "its export allocate is"),
         ('(func (export "__wbindgen_malloc") (param i32) (result i32) (i32.const 0))', "older convention"),
     ],
 )
@@ -161,6 +164,59 @@ def test_what_a_guest_must_export(exports: str, reason: str) -> None:
     with pytest.raises(GuestFailedError, match=reason) as failed:
         host.abi.start()
     assert failed.value.kind == "link"
+
+
+class Arbitrary(Memory):
+    """A guest whose allocator and ``infer`` answer with anything, in a memory that holds anything."""
+
+    def __init__(self, content: bytes, allocated: int, returned: int) -> None:
+        super().__init__(len(content))
+        self.data[:] = content
+        self.freed: list[tuple[int, int]] = []
+        self._functions = {
+            "allocate": lambda _size: allocated,
+            "infer": lambda _inputs, _count: returned,
+            "deallocate": lambda pointer, size: self.freed.append((pointer, size)),
+        }
+
+    def find(self, name: str, signature: str = "i()") -> Function | None:
+        return self._functions.get(name)
+
+    def reset(self) -> None:
+        pass
+
+
+SMALL = st.integers(0, 300)
+POINTERS = SMALL | st.integers(-(1 << 31), (1 << 31) - 1)
+
+
+RECORDS = [
+    *(struct.pack("<BII", flag, at, n) for flag in (0, 1) for at in (16, 250) for n in (0, 1, 2, 17, 1 << 31)),
+    *(struct.pack("<III", at, type, n) for at in (0, 200) for type in (21, 31, 5) for n in (0, 3, 60)),
+]
+"""Some that are as they should be."""
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.binary(max_size=200),
+    st.lists(st.tuples(SMALL, st.sampled_from(RECORDS)), max_size=5),
+    POINTERS,
+    POINTERS,
+)
+def test_whatever_a_guest_returns_is_a_result_or_named(
+    content: bytes, records: list[tuple[int, bytes]], allocated: int, returned: int
+) -> None:
+    memory = bytearray(content.ljust(400, b"\0"))
+    for at, record in records:
+        memory[at : at + len(record)] = record
+    host = LocalHost(abi="bindgen", instance=Arbitrary(bytes(memory), allocated, returned))
+    host.abi.start()
+    for _ in range(2):
+        try:
+            host.handle(b"x" * 20)
+        except GuestFailedError as failed:
+            assert failed.kind in ("output", "error")
 
 
 async def test_a_guest_in_rust_in_a_worker() -> None:

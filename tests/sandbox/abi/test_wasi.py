@@ -14,13 +14,12 @@ from appliance.sandbox.abi.guest import Guest
 from appliance.sandbox.abi.native import Native
 from appliance.sandbox.abi.signatures import WASI
 from appliance.sandbox.abi.wasi_files import MAX_DESCRIPTORS, MAX_PATH_BYTES, File, FileSystem
+from appliance.sandbox.abi.wasi_program import ExitError, Program
 from appliance.sandbox.abi.wasi_snapshot_preview1 import (
     MAX_IOVECS,
     MAX_SUBSCRIPTIONS,
     MAX_TRANSFER_BYTES,
     MODULE,
-    ExitError,
-    Program,
     Wasi,
 )
 from appliance.sandbox.abi.wasi_types import DIRENT, EVENT, FDSTAT, FILESTAT, SUBSCRIPTION, FileType, Right, WasiErrno

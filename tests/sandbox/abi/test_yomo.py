@@ -65,7 +65,7 @@ def started(host: LocalHost) -> LocalHost:
         ("unreachable", "", "trap", "unreachable"),
         ("(call $exit (i32.const 1))", "", "trap", "exit status 1"),
         ("", '(func (export "yomo_init") (result i32) (i32.const 7))', "init", "yomo_init returned 7"),
-        ("", '(func (export "yomo_init") (param i32))', "link", "yomo_init is not of type"),
+        ("", '(func (export "yomo_init") (param i32))', "link", "its export yomo_init is"),
         ("", '(func (export "_start") (call $exit (i32.const 4)))', "init", "_start ended with exit status 4"),
     ],
 )

@@ -94,7 +94,10 @@ int main(int argc, char **argv) {
     if (!strcmp(habit, "list")) return list();
     if (!strcmp(habit, "nap")) return nap();
     if (!strcmp(habit, "chance")) return chance();
-    if (!strcmp(habit, "trap")) __builtin_trap();
+    if (!strcmp(habit, "trap")) {
+        fprintf(stderr, "cannot go on");
+        __builtin_trap();
+    }
     if (!strcmp(habit, "copy")) return copy(argv[2]);
     if (!strcmp(habit, "arguments")) {
         printf("[");
