@@ -11,6 +11,7 @@ from typing import Any
 import wasm3
 
 from appliance.sandbox.engine.engine import Function, GuestFailedError, HostFunction
+from appliance.sandbox.messages import GuestFault
 from appliance.sandbox.module import MemoryLimitError, ModuleError, prepare
 
 STACK_BYTES = 64 << 10
@@ -18,6 +19,7 @@ STACK_BYTES = 64 << 10
 _TYPES = {"i": 1, "I": 2, "f": 3, "F": 4}
 """wasm3's numbers of the types."""
 _TRAP = "[trap] "
+_NO_MEMORY_LEFT = "memory allocation failed"
 _NO_MEMORY = memoryview(b"")
 
 
@@ -43,7 +45,7 @@ class Wasm3Instance:
             self._module = environment.parse_module(self._prepared.code)
             self._runtime.load(self._module)
         except RuntimeError as error:
-            raise GuestFailedError("load", f"the module cannot be loaded: {error}") from error
+            raise GuestFailedError(_kind_of(str(error)), f"the module cannot be loaded: {error}") from error
         self._linked = False
 
     def link(self, functions: Iterable[HostFunction]) -> None:
@@ -86,4 +88,10 @@ def _guarded(function: Callable[..., Any], *arguments: object) -> Any:
         return function(*arguments)
     except RuntimeError as error:
         text = str(error)
-        raise GuestFailedError("trap" if text.startswith(_TRAP) else "load", text.removeprefix(_TRAP)) from error
+        raise GuestFailedError(_kind_of(text), text.removeprefix(_TRAP)) from error
+
+
+def _kind_of(text: str) -> GuestFault:
+    if text.startswith(_TRAP):
+        return "trap"
+    return "memory" if text == _NO_MEMORY_LEFT else "load"

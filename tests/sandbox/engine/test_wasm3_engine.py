@@ -4,6 +4,7 @@ import pytest
 from sandbox_bench import assemble, guest
 
 from appliance.sandbox.engine import GuestFailedError, HostFunction, Instance, open_engine
+from appliance.sandbox.engine.wasm3_engine import _guarded
 
 LIMIT = 1 << 20
 
@@ -140,6 +141,17 @@ def test_memory_is_seen_and_grows_to_its_limit_only() -> None:
 def test_a_module_that_starts_too_large() -> None:
     with pytest.raises(GuestFailedError, match="over its limit") as failure:
         open_engine("wasm3").load(guest("i32.const 0", memory="17"), LIMIT)
+    assert failure.value.kind == "memory"
+
+
+def test_an_engine_without_memory_left_says_so() -> None:
+    """In the words of wasm3, which no valid module has been seen to bring about."""
+
+    def exhausted() -> None:
+        raise RuntimeError("memory allocation failed")
+
+    with pytest.raises(GuestFailedError) as failure:
+        _guarded(exhausted)
     assert failure.value.kind == "memory"
 
 
