@@ -50,6 +50,16 @@ async def test_the_status_names_the_capsule_once_it_is_written(tmp_path: Path) -
         assert running.status.last_failure.capsule == running.capsules()[0].name
 
 
+async def test_a_disk_that_does_not_keep_up_is_given_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("appliance.faults.MAX_WRITES", 0)
+    async with box(tmp_path) as running:
+        await running.see(b"t")
+    assert running.capsules() == []
+    assert "event=capsule_skipped handler=guest" in caplog.text
+
+
 async def test_what_the_guest_itself_calls_an_error_leaves_none(tmp_path: Path) -> None:
     async with box(tmp_path) as running:
         await running.see(b"e")

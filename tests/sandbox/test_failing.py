@@ -1,13 +1,16 @@
 """A handler that fails or overdoes it, with real workers and with ones that are played."""
 
+import asyncio
 import logging
 import signal
+from typing import NoReturn
 
 import pytest
 from crash_bench import FAILING, LIMITS, few_strikes
 from sandbox_bench import NOTHING, TAG, TRAP, Bench, FakeInference, bench, data, guest, spec, until
-from test_hostile_worker import hostile
+from test_hostile_worker import FakeZygote, hostile
 
+from appliance.errors import DeviceError
 from appliance.ipc.ring import RingWriter
 from appliance.manifest import Limits
 from appliance.sandbox.failure import Failure
@@ -162,7 +165,7 @@ async def test_thousands_of_lines_of_backtrace_stay_few() -> None:
             finished = await handler.handle()
             if finished.outcome == "trap":  # else the worker is gone, and a new one comes
                 assert len(finished.backtrace) == MAX_BACKTRACE
-                assert finished.backtrace[1].endswith(" deep")
+                assert all(line.endswith(" deep") for line in finished.backtrace)
 
 
 async def test_a_backtrace_of_a_worker_that_was_taken_over() -> None:
@@ -219,6 +222,19 @@ async def test_a_handler_whose_workers_die_is_quarantined(status: int, monkeypat
             await until(lambda: handler.host.status.state == "quarantined")
             assert (await handler.handle()).outcome == "unavailable"
             assert len(zygote.workers) == 3
+
+
+async def test_a_device_that_cannot_start_workers_is_not_the_handlers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(_: FakeZygote) -> NoReturn:
+        await asyncio.sleep(0)
+        raise DeviceError("cannot fork")
+
+    monkeypatch.setattr(Restarts, "died", lambda self, now: now)
+    monkeypatch.setattr(FakeZygote, "spawn", refuse)
+    with few_strikes(2):
+        async with hostile() as (handler, _):
+            await until(lambda: handler.host.status.faults.get("crash", 0) > 9)
+            assert handler.host.status.state != "quarantined"
 
 
 async def test_a_guest_that_says_that_it_failed_is_never_quarantined() -> None:

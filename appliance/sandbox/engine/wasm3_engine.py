@@ -94,4 +94,4 @@ def _guarded(function: Callable[..., Any], *arguments: object) -> Any:
 def _kind_of(text: str) -> GuestFault:
     if text.startswith(_TRAP):
         return "trap"
-    return "memory" if text == _NO_MEMORY_LEFT else "load"
+    return "memory" if text.startswith(_NO_MEMORY_LEFT) else "load"
