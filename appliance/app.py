@@ -26,6 +26,8 @@ from appliance.inference.broker import Broker
 from appliance.ipc.ring import RingWriter
 from appliance.mqtt.private_broker import PrivateBroker
 from appliance.publisher import Publisher
+from appliance.sandbox.admission.admit import Admission
+from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec, load_handler
 from appliance.source_process import SourceEnd, SourceOrder, SourceProcess
@@ -141,6 +143,8 @@ class Appliance:
         await stack.enter_async_context(self.inference)
         self._attach_publisher(specs)
         self._faults = await stack.enter_async_context(FaultKeeper(self._state.capsules, self._state.quarantine))
+        self._admission = Admission(self._state.modules)
+        self._guest_models = GuestModelStore(self._state.guest_models, config.inference)
         for spec in specs:
             await self._start_handler(stack, spec)
         self.door = Door(self.zipper, access, self.device)
@@ -155,7 +159,14 @@ class Appliance:
     async def _start_handler(self, stack: AsyncExitStack, spec: HandlerSpec) -> None:
         quarantined = await self._faults.quarantined(spec)
         handler = LocalHandler(
-            spec, self.zipper, self._zygote, self.inference, quarantined=quarantined, on_crash=self._faults.crashed
+            spec,
+            self.zipper,
+            self._zygote,
+            self.inference,
+            admission=self._admission,
+            guest_models=self._guest_models,
+            quarantined=quarantined,
+            on_crash=self._faults.crashed,
         )
         self._faults.watch(handler)
         self.handlers.append(await stack.enter_async_context(handler))

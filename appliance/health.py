@@ -68,6 +68,10 @@ def model_document(status: ModelStatus) -> dict[str, Any]:
         document["note"] = status.note
     if status.last_error:
         document["last_error"] = status.last_error
+    if (
+        status.lockdown is not None and "seccomp" in status.lockdown.missing
+    ):  # the one that denies what others deny, too
+        document["not_in_force"] = dict(status.lockdown.missing)
     return document
 
 

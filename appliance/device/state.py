@@ -40,6 +40,16 @@ class StateDirectory:
         return self.path / "broker"
 
     @property
+    def modules(self) -> Path:
+        """What admission found of handlers' modules."""
+        return self.path / "modules"
+
+    @property
+    def guest_models(self) -> Path:
+        """Models that handlers have brought."""
+        return self.path / "guest-models"
+
+    @property
     def capsules(self) -> Path:
         """Crash capsules of handlers."""
         return self.path / "capsules"

@@ -11,19 +11,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import msgspec
 
 from appliance.errors import DeviceError, ModelError
+from appliance.ipc.report import Lockdown
+from appliance.sandbox.admission.admit import RefusedError
+from appliance.sandbox.admission.verdict import Admitted, Order
 from appliance.sandbox.budget import Budgets
 from appliance.sandbox.failure import MAX_MESSAGE, Failure
 from appliance.sandbox.guest_log import GuestLog
+from appliance.sandbox.guest_models import BroughtModels, GuestModelStore
 from appliance.sandbox.life import Ending, Inference, WorkerLife
-from appliance.sandbox.messages import GuestModel, Job, Lockdown, Setup
+from appliance.sandbox.messages import GuestModel, Job, Setup
 from appliance.sandbox.quarantine import Strikes
 from appliance.sandbox.restarts import Restarts
-from appliance.sandbox.session import Fault, Finished, Rules, Running, Session, printable
+from appliance.sandbox.session import HARD_GRACE, Fault, Finished, Rules, Running, Session, printable
 from appliance.sandbox.spawning import WorkerProcess, Zygote
 from appliance.sandbox.spec import HandlerSpec
 
@@ -32,7 +36,17 @@ CPU_SECONDS = 600
 PATIENCE_SECONDS = 1.0
 """Jobs wait so long for the next worker; where it takes longer, they end as ``unavailable`` at once."""
 
+RESTORED_ABIS = frozenset({"command", "bindgen"})
+"""Conventions that have an instance begin anew between frames."""
+
 State = Literal["starting", "running", "backoff", "quarantined", "failed", "stopped"]
+
+
+class Admits(Protocol):
+    """What judges modules before they run: :class:`appliance.sandbox.admission.admit.Admission`."""
+
+    async def admit(self, order: Order) -> Admitted:
+        """Raises RefusedError, DeviceError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +90,17 @@ class HandlerHost:
         inference: Inference,
         on_finish: Callable[[Finished], None],
         *,
+        admission: Admits,
+        guest_models: GuestModelStore | None = None,
         quarantined: Failure | None = None,
         state: Mapping[str, bytes] | None = None,
     ) -> None:
         self.spec = spec
         self._zygote = zygote
         self._inference = inference
+        self._admission = admission
         self._on_finish = on_finish
+        self._brought = BroughtModels(spec.guest_models, guest_models)
         self._log = logging.getLogger(f"handler.{spec.name}")
         self._group = asyncio.TaskGroup()
         self._supervisor: asyncio.Task[None] | None = None
@@ -225,8 +243,12 @@ class HandlerHost:
             return self._failed(Ending("model", str(error)), None)
         except DeviceError as error:
             return self._failed(Ending("crash", str(error)), None)
+        except RefusedError as error:
+            return self._failed(Ending("refused", str(error), final=True), None)
         session = Session(rules, self._guest_state, monotonic(), self._budgets)
-        self._life = WorkerLife(self.spec, self._worker, session, self._inference, self._progress, self._guest_log)
+        self._life = WorkerLife(
+            self.spec, self._worker, session, self._inference, self._progress, self._guest_log, self._brought
+        )
         ending = Ending("stopped", "the handler was stopped")
         try:
             ending = await self._life.run(setup, self._waiting)
@@ -243,6 +265,9 @@ class HandlerHost:
 
     async def _prepare(self) -> tuple[Setup, Rules]:
         """What a worker is told and what it is held to; the models are loaded when this returns."""
+        memory_bytes = self.spec.limits.memory_mb << 20
+        restorable = self.spec.abi in RESTORED_ABIS
+        module = await self._admission.admit(Order(self.spec.module, self.spec.engine, memory_bytes, restorable))
         models, inputs = [], []
         for use in self.spec.models:
             ready = await self._inference.ready(use.model)
@@ -250,14 +275,15 @@ class HandlerHost:
             inputs.append([tensor.nbytes for tensor in ready.inputs])
         setup = Setup(
             handler=self.spec.name,
-            module=self.spec.module,
+            module=module,
             abi=self.spec.abi,
             engine=self.spec.engine,
-            emits=sorted(self.spec.emits),
+            observes=list(self.spec.observes),
+            emits=list(self.spec.emits),
             models=models,
             settings=dict(self.spec.settings),
             state=dict(self._guest_state),
-            memory_bytes=self.spec.limits.memory_mb << 20,
+            memory_bytes=memory_bytes,
             deadline_ms=self.spec.limits.deadline_ms,
             gas=self.spec.limits.gas and self.spec.limits.gas * 1_000_000,
             host_calls=self.spec.limits.host_calls,
@@ -266,7 +292,7 @@ class HandlerHost:
             command=self.spec.command,
             cpu_seconds=CPU_SECONDS,
         )
-        return setup, Rules(self.spec.limits.deadline_ms / 1000, frozenset(self.spec.emits), inputs)
+        return setup, Rules(self.spec.limits.deadline_ms / 1000 + HARD_GRACE, frozenset(self.spec.emits), inputs)
 
     # --- what comes of it ----------------------------------------------------------------------------------
 

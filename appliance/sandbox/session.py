@@ -11,14 +11,17 @@ from typing import Literal, Protocol
 
 from appliance.errors import PeerError
 from appliance.frame import MAX_MODEL_RUNS, MAX_SIDE, ModelRun
-from appliance.inference.messages import LETTERBOX, STRETCH, Crop
+from appliance.inference.messages import LETTERBOX, PIXEL_BYTES, STRETCH, Crop
+from appliance.ipc.report import Lockdown
 from appliance.manifest import Limits
 from appliance.sandbox.budget import Budgets
 from appliance.sandbox.emits import EmitError, Emits
 from appliance.sandbox.messages import (
     LOG_LEVELS,
+    MAX_GUEST_MODEL_BYTES,
     MAX_LOG_LINE,
     MAX_LOGS_PER_FRAME,
+    MAX_PICTURE_BYTES,
     MAX_PIXEL_BYTES,
     MAX_STATE_KEY,
     MAX_STATE_KEYS,
@@ -31,11 +34,11 @@ from appliance.sandbox.messages import (
     GuestFault,
     Job,
     Loaded,
-    Lockdown,
     Log,
     Started,
     Trapped,
     WantInference,
+    WantModel,
     WantPixels,
 )
 
@@ -45,6 +48,7 @@ Fault = (
         "deadline",
         "forbidden",  # it made a system call that workers may not make
         "protocol",  # its process said what no honest worker says
+        "refused",  # admission does not let its module run
         "model",  # a model it needs cannot be loaded
         "unavailable",  # it failed for good, or so often that the next try is a while away
         "stopped",  # it is being shut down
@@ -52,6 +56,8 @@ Fault = (
 )
 LOAD_SECONDS = 3.0
 """For the worker to be locked down and to load the module: no code of the guest's runs meanwhile."""
+HARD_GRACE = 0.025
+"""Seconds after a handler's deadline at which its worker is killed: a guest that ran out of gas has said so by then."""
 
 
 class InferenceResult(Protocol):
@@ -83,6 +89,8 @@ class Finished:
     """Which models answered, and where they really ran; each once."""
     guest_us: int = 0
     """Time in the guest itself."""
+    gas: int = 0
+    """Instructions of the guest, as far as they were counted; 0 for a frame that failed."""
     decode_us: int = 0
     """Time in which pictures were decoded and resized for it."""
     invoke_us: int = 0
@@ -112,7 +120,8 @@ class LineDropped:
     """The guest has said more than its budget allows."""
 
 
-Event = Loaded | Running | Finished | Broken | WantInference | WantPixels | Log | LineDropped
+Wish = WantInference | WantModel | WantPixels
+Event = Loaded | Running | Finished | Broken | Wish | Log | LineDropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +129,10 @@ class Rules:
     """What a worker is held to."""
 
     deadline: float
-    """Seconds of the guest's own per frame."""
+    """Seconds of the guest's own per frame, after which it is killed."""
     tags: Collection[int]
     inputs: Sequence[Sequence[int]]
-    """Bytes of each input of each model it may use."""
+    """Bytes of each input of each model it may use; those it brings come after them."""
 
 
 class Session:
@@ -137,6 +146,7 @@ class Session:
         self.told_nothing_since_a_frame = False
         """Its last word was the end of a frame: an orderly exit now loses nothing."""
         self._rules = rules
+        self._inputs = list(rules.inputs)
         self._budgets = budgets or Budgets(Limits(), now)
         self._lockdown: Lockdown | None = None
         self._jobs: deque[Job] = deque()
@@ -193,7 +203,7 @@ class Session:
                 return Running(self._lockdown)
             case Done() if not self.starting:
                 return self._done(message, now)
-            case WantInference() | WantPixels() if not self.starting:
+            case WantInference() | WantModel() | WantPixels() if self._may_wish(message):
                 return self._wished(message, now)
             case _:
                 raise PeerError(f"a {type(message).__name__} is not due")
@@ -202,12 +212,16 @@ class Session:
         """The wish was answered: with ``result`` where it was an inference that went well, or with a refusal."""
         if self._asked_at is None:
             raise RuntimeError("nothing was asked")
-        waited_us = round((now - self._asked_at) * 1e6)
-        self._account = _charged(self._account, waited_us, result)
+        if not self.starting:
+            self._account = _charged(self._account, round((now - self._asked_at) * 1e6), result)
         if refusal:
             self._refusal = refusal
         self._asked_at = None
         self._running_since = now
+
+    def brought(self, inputs: Sequence[int]) -> None:
+        """The worker has been told of one more model, with inputs of so many bytes."""
+        self._inputs.append(inputs)
 
     def abandon(self, fault: Fault, message: str, now: float, backtrace: tuple[str, ...] = ()) -> Finished | None:
         """The worker is dead: the end of the job it had in hand, if any. :meth:`unread` has the others."""
@@ -246,32 +260,39 @@ class Session:
             raise PeerError(f"an honest worker would not have passed this on: {error}") from error
         self.state = _changed(self.state, done.state)
         guest_us = min(max(0, done.guest_us), self._own_us(now))
+        finished = self._finish("ok", "", guest_us, now)
         excess = self._budgets.emit(emits.frames, now)
         if excess:  # the worker has handled the frame and holds its new state: only what it emitted is withheld
-            return self._finish("budget", excess, guest_us, now)
-        return replace(self._finish("ok", "", guest_us, now), emits=tuple(emits.frames))
+            return replace(finished, outcome="budget", message=excess, gas=max(0, done.gas))
+        return replace(finished, emits=tuple(emits.frames), gas=max(0, done.gas))
 
-    def _wished(self, wish: WantInference | WantPixels, now: float) -> WantInference | WantPixels:
+    def _may_wish(self, wish: Wish) -> bool:
+        """Models may be loaded before there is a frame."""
+        return not self.loading if isinstance(wish, WantModel) else not self.starting
+
+    def _wished(self, wish: Wish, now: float) -> Wish:
         self._wishes += 1
         if self._wishes > MAX_WISHES:
             raise PeerError(f"more than {MAX_WISHES} wishes about one frame")
         if isinstance(wish, WantInference):
             self._check_inference(wish)
-        else:
+        elif isinstance(wish, WantPixels):
             _check_pixels(wish)
+        elif len(wish.data) > MAX_GUEST_MODEL_BYTES:
+            raise PeerError("a model over the limit")
         self._left -= self._running(now)
         self._running_since = None
         self._asked_at = now
         return wish
 
     def _check_inference(self, wish: WantInference) -> None:
-        if not 0 <= wish.model < len(self._rules.inputs):
+        if not 0 <= wish.model < len(self._inputs):
             raise PeerError(f"a wish for model {wish.model}, which the handler has not declared")
         if wish.tensors is None:
             _check_crop(wish.view.crop)
             if wish.view.fit not in (STRETCH, LETTERBOX):
                 raise PeerError("an unknown way to fit a picture")
-        elif [len(tensor) for tensor in wish.tensors] != list(self._rules.inputs[wish.model]):
+        elif [len(tensor) for tensor in wish.tensors] != list(self._inputs[wish.model]):
             raise PeerError("tensors that are not as long as the model's inputs")
 
     # --- accounts ------------------------------------------------------------------------------------------
@@ -348,8 +369,10 @@ def _check_crop(crop: Crop) -> None:
 
 def _check_pixels(wish: WantPixels) -> None:
     _check_crop(wish.crop)
-    samples = {"rgb": 3, "gray": 1}.get(wish.format)
+    samples = PIXEL_BYTES.get(wish.format)
     if samples is None or not (1 <= wish.width <= MAX_SIDE and 1 <= wish.height <= MAX_SIDE):
         raise PeerError("a wish for pixels of unknown format or size")
     if wish.width * wish.height * samples > MAX_PIXEL_BYTES:
         raise PeerError("a wish for more pixels than the limit")
+    if wish.data is not None and len(wish.data) > MAX_PICTURE_BYTES:
+        raise PeerError("a picture over the limit")

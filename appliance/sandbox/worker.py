@@ -7,16 +7,16 @@ to itself (wasm3 prints a backtrace there), so whatever must be known goes throu
 import os
 import socket
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import process_time
 
 from appliance.errors import PeerError
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
 from appliance.sandbox.abi import Abi, bind
-from appliance.sandbox.engine import GuestFailedError, open_engine
-from appliance.sandbox.engine.backtrace import PrintedBacktrace
-from appliance.sandbox.lockdown import lock_down
+from appliance.sandbox.engine import GuestFailedError, Instance, open_engine
+from appliance.sandbox.engine.calibration import Allowance, gas_per_ms
+from appliance.sandbox.lockdown import CALLS, LOADING, forbid_code, lock_down
 from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Loaded, Setup, Started, ToWorker, Trapped
 from appliance.sandbox.services import Services, ZipperGoneError
 
@@ -62,12 +62,6 @@ def _tell(channel: BlockingChannel[ToWorker], kind: GuestFault, message: str, ba
     channel.send(Trapped(kind, message[-MAX_TRAP_TEXT:], fatal=True, backtrace=list(backtrace)))
 
 
-def _backtrace(error: GuestFailedError, printed: PrintedBacktrace) -> Sequence[str]:
-    """What the engine knows, else what it has printed, which is taken in any case: the pipe would fill up."""
-    taken = printed.take()
-    return error.backtrace or taken
-
-
 def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     setup = channel.receive()
     if setup is None:
@@ -75,16 +69,19 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     if not isinstance(setup, Setup):
         raise PeerError("the first message must be the setup")
     engine = open_engine(setup.engine)
+    engine.prepare(setup.memory_bytes)
     services = Services(setup, channel, ring)
-    printed = PrintedBacktrace()
-    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds)
+    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds, LOADING if engine.LOADS_CODE else CALLS)
     try:
         instance = engine.load(setup.module, setup.memory_bytes)
+        if engine.LOADS_CODE:
+            forbid_code()
         channel.send(Loaded(lockdown))
+        guest = _Guest(instance, Allowance(setup.gas, setup.deadline_ms, gas_per_ms(setup.engine)))
         abi = bind(setup.abi, instance, services)
-        abi.start()
+        guest.run(abi.start)
     except GuestFailedError as error:
-        _tell(channel, error.kind, str(error), _backtrace(error, printed))
+        _tell(channel, error.kind, str(error), error.backtrace)
         return FAILED
     channel.send(Started())
     traps = 0
@@ -94,24 +91,44 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
             return DONE
         if not isinstance(job, Job):
             raise PeerError(f"a {type(job).__name__} between two frames")
-        traps += not _handle(channel, services, abi, job, printed)
+        services.begin(job)
+        traps += not _handle(channel, services, guest, abi)
     return DONE
+
+
+class _Guest:
+    """An instance that is called with gas for one frame at a time."""
+
+    def __init__(self, instance: Instance, allowance: Allowance) -> None:
+        self._instance = instance
+        self._allowance = allowance
+
+    def run(self, call: Callable[[], None]) -> int:
+        """Call into the guest; the gas that took. GuestFailedError."""
+        self._instance.allow(self._allowance.gas)
+        started = process_time()
+        try:
+            call()
+        except GuestFailedError as error:
+            if error.kind == "gas":
+                raise GuestFailedError("gas", self._allowance.explain(), error.backtrace) from error
+            raise
+        finally:
+            gas = self._instance.gas_used()
+            self._allowance.learn(gas, process_time() - started)
+        return gas
 
 
 def _worn(services: Services, traps: int, cpu_seconds: int) -> bool:
     return services.host_calls > MAX_HOST_CALLS or traps >= MAX_TRAPS or process_time() > cpu_seconds * CPU_SHARE
 
 
-def _handle(
-    channel: BlockingChannel[ToWorker], services: Services, abi: Abi, job: Job, printed: PrintedBacktrace
-) -> bool:
-    """Handle one frame and answer for it; False where the guest trapped."""
-    services.begin(job)
+def _handle(channel: BlockingChannel[ToWorker], services: Services, guest: _Guest, abi: Abi) -> bool:
+    """Handle the current frame and answer for it; False where the guest trapped."""
     try:
-        abi.handle()
-        channel.send(services.finish())
+        channel.send(services.finish(guest.run(abi.handle)))
     except GuestFailedError as error:
-        backtrace = list(_backtrace(error, printed))
-        channel.send(Trapped(error.kind, str(error)[:MAX_TRAP_TEXT], fatal=False, backtrace=backtrace))
+        message = str(error)[:MAX_TRAP_TEXT]
+        channel.send(Trapped(error.kind, message, fatal=False, backtrace=list(error.backtrace)))
         return error.kind not in ABANDONED
     return True

@@ -1,7 +1,8 @@
 """The process that workers are forked from: ``python -m appliance.sandbox.zygote FD``.
 
 It has imported what a worker needs, and nothing that a worker must not have: no asyncio, no numpy, no TFLite, no
-network library. It runs no guest. It has one thread, so that forking is safe, and ends with its parent.
+network library. It runs no guest but an endless loop of its own, to see how fast that is. It has one thread, so that
+forking is safe, and ends with its parent.
 """
 
 import gc
@@ -18,6 +19,7 @@ from appliance.ipc.child import die_with_parent
 from appliance.ipc.packets import PACKET_BYTES, Assembler, pack
 from appliance.sandbox import worker
 from appliance.sandbox.engine import wasm3_engine  # noqa: F401 - the engine of almost every worker: loaded once, for all
+from appliance.sandbox.engine.calibration import gas_per_ms
 from appliance.sandbox.lockdown import prepare
 from appliance.sandbox.messages import Exited, Spawn, Spawned, SpawnFailed, ToWorker
 
@@ -112,6 +114,7 @@ def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     Assembler[ToWorker](ToWorker)  # msgspec works a message's types out at its first decoder: once, for all workers
     prepare()  # the filter of system calls: a worker can open no library
+    gas_per_ms("wasm3")  # measured once, for all workers
     gc.collect()
     gc.freeze()  # so that the workers' collections do not copy the pages they share
     try:

@@ -12,7 +12,8 @@ from appliance.inference.broker import Broker
 from appliance.inference.messages import View
 from appliance.sandbox.capsule import Crash, Handled, within_bounds
 from appliance.sandbox.failure import FAULTS, Failure
-from appliance.sandbox.host import HandlerHost, HandlerStatus
+from appliance.sandbox.guest_models import GuestModelStore
+from appliance.sandbox.host import Admits, HandlerHost, HandlerStatus
 from appliance.sandbox.messages import Job
 from appliance.sandbox.session import Finished
 from appliance.sandbox.spawning import Zygote
@@ -40,13 +41,23 @@ class LocalHandler:
         zygote: Zygote,
         broker: Broker,
         *,
+        admission: Admits,
+        guest_models: GuestModelStore | None = None,
         quarantined: Failure | None = None,
         on_crash: Callable[[Crash], None] = lambda _: None,
     ) -> None:
         self.spec = spec
         self._zipper = zipper
         self._broker = broker
-        self._host = HandlerHost(spec, zygote, broker, self._finished, quarantined=quarantined)
+        self._host = HandlerHost(
+            spec,
+            zygote,
+            broker,
+            self._finished,
+            admission=admission,
+            guest_models=guest_models,
+            quarantined=quarantined,
+        )
         self._on_crash = on_crash
         self._handled: tuple[Handled, ...] = ()
         self._state = self._host.guest_state

@@ -18,6 +18,8 @@ from appliance.inference.messages import TensorInfo, View
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import FrameRef, RingReader
 from appliance.sandbox.abi import bind
+from appliance.sandbox.admission.judge import engine_for, judge
+from appliance.sandbox.admission.verdict import Admitted, EngineName, Order
 from appliance.sandbox.engine import GuestFailedError, open_engine
 from appliance.sandbox.messages import (
     Emit,
@@ -37,6 +39,8 @@ from appliance.sandbox.services import Services
 
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
 MEMORY_BYTES = 16 << 20
+GAS = 10**12
+"""Of all frames together."""
 TAGS = [1, 2, *range(0x10, 0x15), 0x20]
 CAPTURED_NS = 10**18
 
@@ -94,7 +98,10 @@ class Guest:
         models: Mapping[str, FakeModel] | None = None,
         settings: Mapping[str, str] | None = None,
         state: Mapping[str, bytes] | None = None,
+        admitted: Admitted | None = None,
+        engine: EngineName = "wasm3",
     ) -> None:
+        """``admitted`` stands for what admission makes of ``module``."""
         self.emits: list[Emit] = []
         self.lines: list[tuple[int, str]] = []
         self.views: list[View] = []
@@ -103,9 +110,10 @@ class Guest:
         self._frame = Picture()
         self._answer: ToWorker | None = None
         seen = [model.seen_by_guest(name) for name, model in self._models.items()]
+        admitted = admitted or admit(module, engine)
         setup = Setup(
             handler="tested",
-            module=module,
+            module=admitted,
             abi="native",
             emits=TAGS,
             models=seen,
@@ -117,7 +125,9 @@ class Guest:
         # this object has the few methods of both that the services call
         channel, ring = cast("BlockingChannel[ToWorker]", self), cast("RingReader", self)
         self._services = Services(setup, channel, ring)
-        self.abi = bind("native", open_engine("wasm3").load(module, MEMORY_BYTES), self._services)
+        instance = open_engine(engine).load(admitted, MEMORY_BYTES)
+        instance.allow(GAS)
+        self.abi = bind("native", instance, self._services)
         self._init_status = _status(self.abi.start)
 
     def init(self) -> int:
@@ -174,6 +184,14 @@ class Guest:
         if self._frame.pixels is None:
             return Refused(Errno.EFRAME, "as the test wants it")
         return PixelData(self._frame.pixels(wish.format, wish.width, wish.height))
+
+
+def admit(module: bytes, engine: EngineName = "wasm3") -> Admitted:
+    """Judge a module in this process."""
+    order = Order(module, engine, MEMORY_BYTES)
+    verdict = judge(order, engine_for(order))
+    assert isinstance(verdict, Admitted), verdict
+    return verdict
 
 
 def _status(function: Callable[[], None]) -> int:

@@ -98,8 +98,8 @@ async def test_pixels_come_from_a_process_without_a_model(broker: Broker, ring: 
     frame = write(ring, picture)
     assert await broker.pixels(frame, Crop(2, 2, 4, 3), "rgb", 4, 3) == picture[2:5, 2:6].tobytes()
     assert len(await broker.pixels(write(ring, picture, "jpeg"), Crop(), "gray", 160, 120)) == 160 * 120
-    with pytest.raises(ModelError, match="rgb or gray"):
-        await broker.pixels(frame, Crop(), "bgr", 4, 3)
+    with pytest.raises(ModelError, match="pixels come as rgb, gray, bgr, rgb32f, bgr32f"):
+        await broker.pixels(frame, Crop(), "jpeg", 4, 3)
     with pytest.raises(ModelError, match=str(MAX_TENSOR_BYTES)):
         await broker.pixels(frame, Crop(), "rgb", 1 << 20, 1 << 20)
     assert status(broker, "pixels").run is None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from sandbox_bench import TAG, data, guest, spec, until
+from sandbox_bench import TAG, JudgedHere, data, guest, spec, until
 
 from appliance.faults import FaultKeeper
 from appliance.frame import Frame
@@ -87,7 +87,15 @@ async def box(directory: Path, handler: HandlerSpec | None = None) -> AsyncItera
             zipper = Zipper(ring, broker.forget)
             async with FaultKeeper(directory / "capsules", directory / "quarantine") as keeper:
                 quarantined = await keeper.quarantined(handler)
-                local = LocalHandler(handler, zipper, zygote, broker, quarantined=quarantined, on_crash=keeper.crashed)
+                local = LocalHandler(
+                    handler,
+                    zipper,
+                    zygote,
+                    broker,
+                    admission=JudgedHere(),
+                    quarantined=quarantined,
+                    on_crash=keeper.crashed,
+                )
                 keeper.watch(local)
                 async with local:
                     yield Box(zipper, local, directory, keeper)

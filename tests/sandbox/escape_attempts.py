@@ -1,7 +1,8 @@
 """What a guest that has broken out of wasm3 would try: ``python escape_attempts.py LOCK [UID]``.
 
 Each attempt is made in a process of its own, forked like a worker. LOCK is ``free`` (not locked down: only what harms
-nobody is tried), ``full``, or ``unfiltered`` (as where libseccomp is absent). Prints JSON: by attempt,
+nobody is tried), ``full``, ``compiled`` (as with an engine that loads compiled code, once it has), or ``unfiltered``
+(as where libseccomp is absent). Prints JSON: by attempt,
 0 where it succeeded, an errno, or minus the signal that killed it.
 """
 
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from appliance.errors import DeviceError
+from appliance.ipc import lockdown as measures
+from appliance.ipc.calls import Calls
 from appliance.sandbox import lockdown
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -29,7 +32,7 @@ BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 386)
 IO_URING_SETUP = 425
 X32_GETPID = 0x4000_0000 + 39
 PTRACE_SEIZE = 0x4206
-PR_SET_DUMPABLE = 4
+PR_SET_DUMPABLE, PR_SET_SECCOMP = 4, 22
 CLONE_NEWUSER = 0x1000_0000
 
 
@@ -88,6 +91,7 @@ class Attempts:
             "bpf": lambda: call(libc.syscall, BPF, 0, ctypes.byref(map_of_one), 128),
             "io_uring_setup": lambda: call(libc.syscall, IO_URING_SETUP, 8, parameters),
             "become root": lambda: os.setresuid(0, 0, 0),
+            "filter": lambda: call(libc.prctl, PR_SET_SECCOMP, 0, 0, 0, 0),
         }
         if platform.machine() == "x86_64":
             attempts["x32"] = lambda: call(libc.syscall, X32_GETPID)
@@ -123,16 +127,27 @@ def main() -> None:
         os.setresuid(id, id, id)
         libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # as it is in a process that was started so
     if kind == "unfiltered":
-        lockdown.prepare = without_libseccomp
-    lock: Callable[[], object] = (lambda: None) if kind == "free" else (lambda: lockdown.lock_down(1 << 20, 10))
+        measures.prepare = without_libseccomp
+    lock = compiled if kind == "compiled" else full
     with tempfile.TemporaryDirectory() as directory:
         attempts = Attempts(directory)
         chosen = attempts.harmless() | (attempts.harmful() if kind != "free" else {})
-        outcomes = {name: outcome(attempt, lock) for name, attempt in chosen.items()}
+        outcomes = {
+            name: outcome(attempt, (lambda: None) if kind == "free" else lock) for name, attempt in chosen.items()
+        }
     sys.stdout.write(json.dumps(outcomes))
 
 
-def without_libseccomp() -> Callable[[], None]:
+def full() -> None:
+    lockdown.lock_down(1 << 20, 10)
+
+
+def compiled() -> None:
+    lockdown.lock_down(1 << 20, 10, lockdown.LOADING)
+    lockdown.forbid_code()
+
+
+def without_libseccomp(calls: Calls) -> Callable[[], None]:
     def refuse() -> None:
         raise DeviceError("no libseccomp")
 

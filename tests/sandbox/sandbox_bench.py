@@ -11,10 +11,13 @@ from typing import Any
 import wasmtime
 
 from appliance.frame import ModelRun
-from appliance.inference.messages import Crop, Ready, TensorInfo, View
+from appliance.inference.messages import PIXEL_BYTES, Crop, Ready, TensorInfo, View
 from appliance.inference.model import ModelSpec
 from appliance.ipc.ring import FrameRef, RingWriter
-from appliance.manifest import Limits
+from appliance.manifest import EngineName, Limits
+from appliance.sandbox.admission.admit import RefusedError
+from appliance.sandbox.admission.judge import engine_for, judge
+from appliance.sandbox.admission.verdict import Admitted, Order, Rejected
 from appliance.sandbox.host import HandlerHost
 from appliance.sandbox.messages import Job
 from appliance.sandbox.session import Finished
@@ -24,6 +27,8 @@ from appliance.sandbox.spec import HandlerModel, HandlerSpec
 TIMEOUT = 20.0
 """Seconds until a test that waits for something fails: far more than anything takes."""
 TAG = 0x10
+ENGINE: EngineName = "wasm3"
+"""Of handlers that say nothing of it."""
 
 IMPORTS = {
     "frame_info": "(param i32) (result i32)",
@@ -60,6 +65,26 @@ def guest(handle: str, *, init: str = "", data: str = "", memory: str = "1 4", e
 
 def assemble(text: str) -> bytes:
     return bytes(wasmtime.wat2wasm(text))
+
+
+def admit(
+    module: bytes, engine: EngineName = "wasm3", memory_bytes: int = 1 << 20, *, restorable: bool = False
+) -> Admitted:
+    """A module of a test, judged in this process."""
+    order = Order(module, engine, memory_bytes, restorable)
+    verdict = judge(order, engine_for(order))
+    assert isinstance(verdict, Admitted), verdict
+    return verdict
+
+
+class JudgedHere:
+    """Admission without its process, and the same verdicts."""
+
+    async def admit(self, order: Order) -> Admitted:
+        verdict = judge(order, engine_for(order))
+        if isinstance(verdict, Rejected):
+            raise RefusedError(verdict.rule, verdict.message, verdict.offset)
+        return verdict
 
 
 def data(offset: int, content: bytes | str) -> str:
@@ -108,9 +133,11 @@ class FakeInference:
     async def infer_tensors(self, model: ModelSpec, inputs: list[bytes]) -> Answer:
         return await self._answer(inputs)
 
-    async def pixels(self, frame: FrameRef, crop: Crop, format: str, width: int, height: int) -> bytes:
-        await self._answer((crop, format, width, height))
-        return bytes(index % 251 for index in range(width * height * (3 if format == "rgb" else 1)))
+    async def pixels(
+        self, frame: FrameRef, crop: Crop, format: str, width: int, height: int, data: bytes | None = None
+    ) -> bytes:
+        await self._answer((crop, format, width, height, *([] if data is None else [data])))
+        return bytes(index % 251 for index in range(width * height * PIXEL_BYTES[format]))
 
     async def _answer(self, question: object) -> Answer:
         self.asked.append(question)
@@ -137,7 +164,7 @@ class Bench:
     on_finish: Callable[[Finished], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        self.host = HandlerHost(self.spec, self.zygote, self.inference, self._take)
+        self.host = HandlerHost(self.spec, self.zygote, self.inference, self._take, admission=JudgedHere())
 
     def _take(self, finished: Finished) -> None:
         self.finished.append(finished)
@@ -228,6 +255,7 @@ def spec(module: bytes, models: int = 1, **changes: Any) -> HandlerSpec:
             models=(HandlerModel("model", model, ("cat", "dog"), "stretch", True),) * models,
             settings={"threshold": "0.5"},
             limits=Limits(deadline_ms=2000, memory_mb=1),
+            engine=ENGINE,
         ),
         **changes,
     )

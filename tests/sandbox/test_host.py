@@ -39,7 +39,8 @@ from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.worker import MAX_HOST_CALLS, MAX_TRAPS
 
 PICTURE = ("jpeg", 640, 480)
-SHORT = Limits(deadline_ms=300, memory_mb=1)
+SHORT = Limits(deadline_ms=300, memory_mb=1, gas=1_000_000)
+"""Stopped by the clock alone: nothing runs so much in so little time."""
 
 ECHO = guest(
     f"""(local.set $i (call $frame_read (i32.const 0) (i32.const 0) (i32.const 4096)))
@@ -152,6 +153,18 @@ async def test_an_endless_loop_is_killed_and_the_next_frame_is_served() -> None:
         status = handler.host.status
     assert status.pid != pid
     assert (status.restarts, status.faults) == (1, {"deadline": 1})
+
+
+async def test_an_endless_loop_runs_out_of_gas_and_its_worker_goes_on() -> None:
+    async with bench(spec(OBEY, limits=Limits(memory_mb=1, gas=10))) as handler:
+        pid = await handler.running()
+        stopped = await handler.handle(b"l")
+        assert (stopped.outcome, stopped.gas) == ("gas", 0)
+        assert stopped.message == "it ran more than 10,000,000 instructions about one frame: limits.gas in its manifest"
+        served = await handler.handle()
+        assert served.outcome == "ok"
+        assert 10 < served.gas < 1000
+        assert handler.host.status.pid == pid
 
 
 async def test_waiting_for_an_inference_is_not_the_guests_time() -> None:

@@ -15,20 +15,19 @@ from pathlib import Path
 import cbor2
 import msgspec
 import pytest
-from sandbox_bench import NOTHING, TAG, TIMEOUT, bench, guest, proc, until
+from sandbox_bench import NOTHING, TAG, TIMEOUT, admit, bench, guest, proc, until
 
 from appliance.errors import PeerError
 from appliance.ipc.channel import pack
 from appliance.ipc.packets import Assembler
+from appliance.ipc.report import MAX_MEASURES, MAX_REASON, Lockdown
 from appliance.ipc.ring import RingWriter
-from appliance.sandbox.lockdown import MAPPING_CALLS, NOBODY, SYSTEM_CALLS
+from appliance.sandbox.admission.verdict import Admitted
+from appliance.sandbox.lockdown import COMPILED_CALLS, LOADING_CALLS, MAPPING_CALLS, NOBODY, SYSTEM_CALLS
 from appliance.sandbox.messages import (
-    MAX_MEASURES,
-    MAX_REASON,
     FromWorker,
     Inferred,
     Loaded,
-    Lockdown,
     Setup,
     Started,
     Trapped,
@@ -118,9 +117,16 @@ def test_an_attempt_to_get_out_ends_the_worker(name: str, user: str) -> None:
     assert attempts("full", user)[name] == -signal.SIGSYS
 
 
+@pytest.mark.parametrize("name", [*HARMLESS, *HARMFUL, "filter"])
+def test_an_attempt_to_get_out_of_compiled_code_ends_the_worker_too(name: str) -> None:
+    """It had more calls while it loaded that code."""
+    assert attempts("compiled")[name] == -signal.SIGSYS
+
+
 @pytest.mark.parametrize("user", USERS)
-def test_what_a_locked_down_process_does_not_try_does_not_end_it(user: str) -> None:
-    assert attempts("full", user)["nothing"] == 0
+@pytest.mark.parametrize("lock", ["full", "compiled"])
+def test_what_a_locked_down_process_does_not_try_does_not_end_it(lock: str, user: str) -> None:
+    assert attempts(lock, user)["nothing"] == 0
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="another machine has no such calls")
@@ -192,9 +198,10 @@ def test_a_report_is_as_bounded_as_all_that_a_worker_says() -> None:
 @pytest.mark.parametrize("architecture", ["X86_64", "AARCH64"])
 def test_the_calls_have_names_on_the_machines_this_is_for(architecture: str) -> None:
     number = getattr(pyseccomp.Arch, architecture)
-    known = {name for name in (*SYSTEM_CALLS, *MAPPING_CALLS) if pyseccomp.resolve_syscall(number, name) >= 0}
+    calls = {*SYSTEM_CALLS, *MAPPING_CALLS, *LOADING_CALLS, *COMPILED_CALLS}
+    known = {name for name in calls if pyseccomp.resolve_syscall(number, name) >= 0}
     other = {"send", "recv", "mmap2", "futex_time64", "clock_gettime64"}  # of 32-bit machines
-    assert known == {*SYSTEM_CALLS, *MAPPING_CALLS} - other
+    assert known == calls - other
 
 
 async def test_without_libseccomp_workers_run_and_it_is_said_once(
@@ -236,13 +243,13 @@ async def talk(*messages: Setup | Inferred) -> tuple[list[FromWorker], int]:
     return said, status
 
 
-def setup(module: bytes) -> Setup:
+def setup(module: Admitted) -> Setup:
     return Setup("guest", module, "native", [TAG], [], {}, {}, 1 << 20, 10)
 
 
 async def test_a_defect_of_ours_after_the_lockdown_is_told_not_killed() -> None:
     """Lines of source cannot be read any more."""
-    (loaded, started, told), status = await talk(setup(NOTHING), Inferred([]))
+    (loaded, started, told), status = await talk(setup(admit(NOTHING)), Inferred([]))
     assert isinstance(loaded, Loaded)
     assert isinstance(started, Started)
     assert isinstance(told, Trapped)
@@ -252,7 +259,7 @@ async def test_a_defect_of_ours_after_the_lockdown_is_told_not_killed() -> None:
 
 
 async def test_a_module_that_cannot_be_loaded_ends_its_worker_in_order() -> None:
-    (told,), status = await talk(setup(b"no module"))
+    (told,), status = await talk(setup(msgspec.structs.replace(admit(NOTHING), code=b"no module")))
     assert isinstance(told, Trapped)
     assert (told.kind, status) == ("load", 1)
 

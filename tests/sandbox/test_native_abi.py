@@ -1,4 +1,4 @@
-"""Every function of the native ABI, called by a guest in a real worker. The text of record: docs/handler-abi.md."""
+"""Every function of the native ABI, called by a guest in a real worker of each engine: docs/handler-abi.md."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from typing import Any
 
 import cbor2
 import pytest
+import sandbox_bench
 from hypothesis import given
 from hypothesis import strategies as st
 from sandbox_bench import (
@@ -51,6 +52,12 @@ PAGES = 2 << 16
 """Bytes of the driver's memory."""
 PICTURE: dict[str, Any] = {"format": "jpeg", "width": 640, "height": 480}
 MODEL = 0
+
+
+@pytest.fixture(autouse=True, params=["wasm3", "wasmtime"])
+def _engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the workers; tests without one run twice."""
+    monkeypatch.setattr(sandbox_bench, "ENGINE", request.param)
 
 
 async def ask(*calls: Call, texts: bytes = b"", inference: FakeInference | None = None, **frame: Any) -> Report:

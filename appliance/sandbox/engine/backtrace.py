@@ -1,12 +1,12 @@
 """Where a guest was when it trapped: the few functions that were called last, short enough for a log line.
 
-wasm3 prints it, up to 2,048 lines, on standard error, which in a worker is a pipe to itself. Function names are the
+wasm3 prints it, up to 2,048 lines, on standard error, which in a worker is a socket to itself. Function names are the
 module's own, so they may hold anything.
 """
 
-import fcntl
 import os
 import re
+import socket
 
 from appliance.sandbox.messages import MAX_BACKTRACE, MAX_BACKTRACE_LINE
 
@@ -24,21 +24,30 @@ _NO_FUNCTION = b".unnamed!<unnamed>"
 
 
 class PrintedBacktrace:
-    """Standard error of this process, turned into a pipe that it reads itself. Make it before the lockdown."""
+    """Standard error of this process, turned into a socket that it reads itself. Make it before the lockdown.
+
+    A socket, since a worker may receive, but not read. What is beyond its buffer is lost.
+    """
 
     def __init__(self) -> None:
-        self._fd, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        os.dup2(writer, STANDARD_ERROR)
-        os.close(writer)
-        self._capacity = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            theirs.setblocking(False)
+            os.dup2(theirs.fileno(), STANDARD_ERROR)
+        self._ours.setblocking(False)
 
     def take(self) -> tuple[str, ...]:
-        """The backtrace that was printed since the last call; the pipe is empty afterwards."""
+        """The backtrace that was printed since the last call; nothing is left afterwards."""
+        kept = bytearray()
+        while part := self._waiting():
+            kept += part[: KEPT_BYTES - len(kept)]
+        return parse_backtrace(bytes(kept))
+
+    def _waiting(self) -> bytes:
         try:
-            printed = os.read(self._fd, self._capacity)
+            return self._ours.recv(KEPT_BYTES)
         except BlockingIOError:
-            return ()
-        return parse_backtrace(printed[:KEPT_BYTES])
+            return b""
 
 
 def parse_backtrace(printed: bytes) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
 from appliance.sandbox.abi import bind
 from appliance.sandbox.abi.signatures import SIGNATURES
+from appliance.sandbox.admission.verdict import Admitted
 from appliance.sandbox.engine import Function, HostFunction
 from appliance.sandbox.messages import Setup, ToWorker
 from appliance.sandbox.services import Services
@@ -27,9 +28,18 @@ class Recorder:
     def memory(self) -> memoryview:
         raise AssertionError
 
+    def allow(self, gas: int) -> None:
+        raise AssertionError
+
+    def gas_used(self) -> int:
+        raise AssertionError
+
+    def reset(self) -> None:
+        raise AssertionError
+
 
 def provided() -> list[HostFunction]:
-    setup = Setup("h", b"", "native", [], [], {}, {}, 0, 0)
+    setup = Setup("h", Admitted("", b"", [], {}, [], 0), "native", [], [], {}, {}, 0, 0)
     nobody = object()
     recorder = Recorder()
     services = Services(setup, cast("BlockingChannel[ToWorker]", nobody), cast("RingReader", nobody))
