@@ -44,7 +44,6 @@ NO_IO = [
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits", "sandbox.budget", "sandbox.quarantine",
     "sandbox.failure", "sandbox.capsule",
-    "sandbox.session", "sandbox.restarts", "sandbox.emits",
     "sandbox.abi.wasi_types", "sandbox.abi.wasi_files", "sandbox.abi.wasi_poll", "sandbox.abi.pictures",
     "inference.memo", "inference.messages",
 ]

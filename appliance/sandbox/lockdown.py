@@ -36,12 +36,12 @@ SYSTEM_CALLS = (
 """All that a running worker may call, by the names of every architecture; one that has not such a call skips it."""
 CALLS = Calls((Rule(SYSTEM_CALLS), Rule(MAPPING_CALLS, when=NOT_EXECUTABLE)))
 """MAPPING_CALLS are allowed, too, unless the memory were executable: what a guest writes never becomes machine code."""
-_COMPILED_CALLS = ("sigaltstack",)  # wasmtime makes it once, as it begins to run a guest
-_LOADING_CALLS = ("mprotect", "membarrier", "prctl", "seccomp")
-LOADING = Calls((Rule((*SYSTEM_CALLS, *_COMPILED_CALLS, *_LOADING_CALLS)), Rule(MAPPING_CALLS, when=NOT_EXECUTABLE)))
+COMPILED_CALLS = ("sigaltstack",)  # wasmtime makes it once, as it begins to run a guest
+LOADING_CALLS = ("mprotect", "membarrier", "prctl", "seccomp")
+LOADING = Calls((Rule((*SYSTEM_CALLS, *COMPILED_CALLS, *LOADING_CALLS)), Rule(MAPPING_CALLS, when=NOT_EXECUTABLE)))
 """Of a worker with compiled code until :func:`forbid_code`: it makes that code executable, and then takes more away."""
 COMPILED = Calls(
-    (Rule((*SYSTEM_CALLS, *_COMPILED_CALLS)), Rule((*MAPPING_CALLS, "mprotect"), when=NOT_EXECUTABLE)),
+    (Rule((*SYSTEM_CALLS, *COMPILED_CALLS)), Rule((*MAPPING_CALLS, "mprotect"), when=NOT_EXECUTABLE)),
 )
 """Of the same worker afterwards."""
 

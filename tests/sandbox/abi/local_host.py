@@ -3,10 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+import sandbox_bench
+from sandbox_bench import admit
+
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import FrameRef, RingReader
 from appliance.sandbox.abi import bind
+from appliance.sandbox.admission.verdict import Admitted
 from appliance.sandbox.engine import Function, HostFunction, Instance, open_engine
+from appliance.sandbox.host import RESTORED_ABIS
 from appliance.sandbox.messages import (
     CommandSpec,
     Emit,
@@ -24,6 +29,17 @@ from appliance.sandbox.services import Services
 MEMORY_BYTES = 16 << 20
 TAG = 0x10
 CAPTURED_NS = 1_700_000_000_000_000_000
+
+
+NOWHERE = Admitted("", b"", [], {}, [], 0)
+"""What a setup holds of a module that is loaded already."""
+
+
+def loaded(module: bytes, abi: str, memory_bytes: int) -> Instance:
+    admitted = admit(module, sandbox_bench.ENGINE, memory_bytes, restorable=abi in RESTORED_ABIS)
+    instance = open_engine(sandbox_bench.ENGINE).load(admitted, memory_bytes)
+    instance.allow(1 << 40)
+    return instance
 
 
 class LocalHost:
@@ -50,7 +66,7 @@ class LocalHost:
         self._seq = 0
         setup = Setup(
             handler="tested",
-            module=module,
+            module=NOWHERE,
             abi=abi,
             emits=list(emits),
             observes=list(observes),
@@ -66,7 +82,7 @@ class LocalHost:
         # this object has the few methods of both that the services call
         channel, ring = cast("BlockingChannel[ToWorker]", self), cast("RingReader", self)
         self.services = Services(setup, channel, ring)
-        self.instance = instance or open_engine("wasm3").load(module, memory_bytes)
+        self.instance = instance or loaded(module, abi, memory_bytes)
         self.abi = bind(abi, self.instance, self.services)
 
     def begin(self, payload: bytes = b"", format: str = "jpeg", width: int = 0, height: int = 0, tag: int = 1) -> None:
