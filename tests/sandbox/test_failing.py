@@ -7,13 +7,14 @@ from typing import NoReturn
 
 import pytest
 from crash_bench import FAILING, LIMITS, few_strikes
-from sandbox_bench import NOTHING, TAG, TRAP, Bench, FakeInference, bench, data, guest, spec, until
+from sandbox_bench import NOTHING, TAG, TRAP, Bench, FakeInference, JudgedHere, bench, data, guest, spec, until
 from test_hostile_worker import FakeZygote, hostile
 
 from appliance.errors import DeviceError
 from appliance.ipc.ring import RingWriter
 from appliance.manifest import Limits
 from appliance.sandbox.failure import Failure
+from appliance.sandbox.host import HandlerHost
 from appliance.sandbox.messages import MAX_BACKTRACE, MAX_LOGS_PER_FRAME, Done, Emit, Trapped
 from appliance.sandbox.quarantine import QUARANTINE_STRIKES
 from appliance.sandbox.restarts import Restarts
@@ -249,8 +250,8 @@ async def test_one_that_is_quarantined_from_the_start_gets_no_worker_until_it_is
     with RingWriter(1 << 12) as ring:
         async with Zygote(ring.fd) as zygote:
             handler = Bench(spec(NOTHING), zygote, ring, FakeInference())
-            handler.host = type(handler.host)(
-                spec(NOTHING), zygote, FakeInference(), handler._take, quarantined=failure
+            handler.host = HandlerHost(
+                spec(NOTHING), zygote, FakeInference(), handler._take, admission=JudgedHere(), quarantined=failure
             )
             async with handler.host:
                 refused = await handler.handle()
