@@ -7,6 +7,7 @@ targets are marked, since they depend on the machine.
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from hostile_set import DEADLINE_MS, HOSTILE, Hostile
+from hostile_set import DEADLINE_MS, HOSTILE, RULE, Hostile
 from neighbourhood import Neighbourhood, hostile_spec, neighbourhood
 from sandbox_bench import NOTHING, until
 
@@ -54,7 +55,8 @@ async def of_guest(hostile: Hostile, state: Path) -> Row:
 def never_ran(hostile: Hostile, place: Neighbourhood) -> Row:
     failure = place.bad.status.last_failure
     assert failure is not None
-    rule = failure.message.split(":")[0]
+    found = RULE.search(failure.message)
+    rule = found[1] if found else ""
     right = (
         (failure.kind == "refused" and rule in hostile.verdict) if hostile.refused else failure.kind in hostile.verdict
     )
@@ -103,7 +105,7 @@ async def of_process(
 PROCESSES: tuple[tuple[str, Callable[[Neighbourhood], int | None], signal.Signals], ...] = (
     ("worker killed", lambda place: place.bad.status.pid, signal.SIGKILL),
     ("worker stopped", lambda place: place.bad.status.pid, signal.SIGSTOP),
-    ("worker told to end", lambda place: place.bad.status.pid, signal.SIGSYS),
+    ("worker makes a forbidden system call", lambda place: place.bad.status.pid, signal.SIGSYS),
 )
 
 
@@ -138,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="TEXT", help="faults with this in their name")
     arguments = parser.parse_args()
+    logging.disable()  # the table says it
     with tempfile.TemporaryDirectory() as directory:
         rows = asyncio.run(matrix(arguments.only, Path(directory)))
     late = sum((row.kill_ms or 0) > KILL_TARGET_MS or (row.recover_ms or 0) > RECOVER_TARGET_MS for row in rows)

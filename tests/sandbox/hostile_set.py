@@ -4,6 +4,7 @@ Where it is not refused as it is loaded, a guest is good about every frame but o
 seen to serve again, and how soon.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ POISON = b"\xee"
 DEADLINE_MS = 200
 LIMITS = Limits(deadline_ms=DEADLINE_MS, memory_mb=2)
 LOG_LINES = 8000
+RULE = re.compile(r"refused \(([a-z0-9-]+)\)")
+"""Of admission, in what a handler's last failure says."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,11 @@ HOSTILE = (
         on_poison(nested(7, "(drop (call $evil))") + "(i32.const 0)"),
         frozenset({"trap", "crash"}),
     ),
+    Hostile(
+        "recursion inside as many nested loops as may be",
+        on_poison(nested(64, "(drop (call $evil))") + "(i32.const 0)"),
+        frozenset({"trap", "crash", "memory"}),
+    ),
     Hostile("out of bounds", on_poison("(i32.load (i32.const -4))"), frozenset({"trap"})),
     Hostile("division by zero", on_poison("(i32.div_u (i32.const 1) (local.get $i))"), frozenset({"trap"})),
     Hostile(
@@ -185,8 +193,8 @@ HOSTILE = (
         frozenset({"error"}),
     ),
     # --- refused --------------------------------------------------------------------------------------------
-    Hostile("no module at all", b"\x7fELF" + bytes(64), frozenset({"format"}), refused=True),
-    Hostile("half a module", on_poison("(i32.const 0)")[:-20], frozenset({"format"}), refused=True),
+    Hostile("no module at all", b"\x7fELF" + bytes(64), frozenset({"not-a-module"}), refused=True),
+    Hostile("half a module", on_poison("(i32.const 0)")[:-20], frozenset({"damaged"}), refused=True),
     Hostile("type-invalid body", invalid_body(), frozenset({"invalid"}), refused=True),
     Hostile(
         "4 GB declared",
@@ -197,19 +205,19 @@ HOSTILE = (
     Hostile(
         "memory64",
         unvalidated(f'(module (memory (export "memory") i64 1) {HANDLE})'),
-        frozenset({"memory64"}),
+        frozenset({"memory-kind"}),
         refused=True,
     ),
     Hostile(
         "shared memory",
         unvalidated(f'(module (memory (export "memory") 1 2 shared) {HANDLE})'),
-        frozenset({"shared"}),
+        frozenset({"memory-kind"}),
         refused=True,
     ),
     Hostile(
         "SIMD",
         unvalidated(f'(module (memory (export "memory") 1) (func (drop (v128.const i32x4 0 0 0 0))) {HANDLE})'),
-        frozenset({"simd"}),
+        frozenset({"feature"}),
         refused=True,
     ),
     Hostile(
@@ -221,7 +229,7 @@ HOSTILE = (
     Hostile(
         "an import of another type",
         unvalidated(f'(module (import "appliance" "log" (func (param i32))) (memory (export "memory") 1) {HANDLE})'),
-        frozenset({"import"}),
+        frozenset({"signature"}),
         refused=True,
     ),
     Hostile(
@@ -233,7 +241,7 @@ HOSTILE = (
     Hostile(
         "100 nested loops",
         on_poison(nested(100, "(drop (call $evil))") + "(i32.const 0)"),
-        frozenset({"nesting"}),
+        frozenset({"loop-nesting"}),
         refused=True,
     ),
     Hostile(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hostile_set import HOSTILE, Hostile
+from hostile_set import HOSTILE, RULE, Hostile
 from neighbourhood import hostile_spec, neighbourhood
 from sandbox_bench import until
 
@@ -28,7 +28,9 @@ async def test_a_hostile_guest_hurts_only_itself(hostile: Hostile, tmp_path: Pat
             assert failure is not None
             assert failure.kind == "refused" if hostile.refused else failure.kind in hostile.verdict
             if hostile.refused:
-                assert failure.message.split(":")[0] in hostile.verdict, failure.message
+                rule = RULE.search(failure.message)
+                assert rule is not None
+                assert rule[1] in hostile.verdict, failure.message
         await place.seen_by_neighbour()
         assert place.lost() == 0
         assert place.good.status.faults == {}
