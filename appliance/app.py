@@ -98,6 +98,7 @@ class Appliance:
             async with asyncio.TaskGroup() as tasks:
                 upkeep = [
                     tasks.create_task(self._keep_status(), name="status"),
+                    tasks.create_task(self._keep_faults(), name="faults"),
                     tasks.create_task(self._keep_measuring(), name="memory"),
                 ]
                 working = tasks.create_task(self._work(), name="cameras")
@@ -233,8 +234,13 @@ class Appliance:
 
     async def _keep_status(self) -> None:
         while True:
-            await self._faults.keep()
             self._say()
+            await asyncio.sleep(STATUS_SECONDS)
+
+    async def _keep_faults(self) -> None:
+        """Beside the status: a disk that hangs does not hold it up."""
+        while True:
+            await self._faults.keep()
             await asyncio.sleep(STATUS_SECONDS)
 
     def _say(self) -> None:

@@ -49,7 +49,7 @@ class FaultKeeper:
 
     async def quarantined(self, spec: HandlerSpec) -> Failure | None:
         """Why this version of a handler may not run; None where it may."""
-        self._modules[spec.name] = hashlib.sha256(spec.module).hexdigest()
+        self._modules[spec.name] = (await asyncio.to_thread(hashlib.sha256, spec.module)).hexdigest()
         record = await asyncio.to_thread(self._quarantines.read, spec.name)
         if record is None or not record.is_about(spec.version, self._modules[spec.name]):
             return None

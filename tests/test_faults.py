@@ -1,15 +1,20 @@
 """What handlers leave behind: capsules and quarantines, with real workers and a real disk."""
 
 import errno
+import hashlib
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from crash_bench import box, failing, few_strikes
-from sandbox_bench import NOTHING, until
+from sandbox_bench import NOTHING, TRAP, spec, until
 
+from appliance.frame import Frame
+from appliance.inference.broker import Broker
 from appliance.sandbox.evidence import Quarantines, read_capsule
+from appliance.sandbox.failure import Failure
+from appliance.sandbox.quarantine import Quarantined
 
 
 async def test_the_first_second_fourth_failure_of_a_kind_leaves_a_capsule(tmp_path: Path) -> None:
@@ -43,6 +48,16 @@ async def test_the_status_names_the_capsule_once_it_is_written(tmp_path: Path) -
         await running.see(b"t")
         await until(lambda: bool(running.status.last_failure.capsule))
         assert running.status.last_failure.capsule == running.capsules()[0].name
+
+
+async def test_a_disk_that_does_not_keep_up_is_given_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("appliance.faults.MAX_WRITES", 0)
+    async with box(tmp_path) as running:
+        await running.see(b"t")
+    assert running.capsules() == []
+    assert "event=capsule_skipped handler=guest" in caplog.text
 
 
 async def test_what_the_guest_itself_calls_an_error_leaves_none(tmp_path: Path) -> None:
@@ -115,6 +130,23 @@ async def test_a_torn_record_is_as_none(tmp_path: Path, caplog: pytest.LogCaptur
             await running.see(b"")
             assert running.status.handled == 1
     assert "event=quarantine_record_damaged" in caplog.text
+
+
+async def test_a_handler_in_quarantine_costs_no_inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.setattr(Broker, "begin", lambda _, *question: begun.append(question))
+    handler = spec(TRAP, models=1)
+    record = Quarantined("guest", "1.0.0", hashlib.sha256(TRAP).hexdigest(), Failure("trap", "unreachable"))
+    Quarantines(tmp_path / "quarantine").write(record)
+    picture = Frame(1, "camera", 1, 1, "jpeg", b"x", 1, 1)
+    async with box(tmp_path, handler) as running:
+        await until(lambda: running.status.state == "quarantined")
+        running.zipper.receive(picture)
+        assert begun == []
+        running.handler.release()
+        await until(lambda: running.status.state != "quarantined")
+        running.zipper.receive(picture)
+        assert len(begun) == 1
 
 
 async def test_a_disk_that_is_full_is_a_warning(

@@ -3,7 +3,7 @@
 It is one CBOR item (docs/handlers.md). Whoever replays one got it from somebody else: decoding believes nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -96,7 +96,7 @@ class Crash:
 def capsule_of(crash: Crash, module: str) -> Capsule:
     """The capsule of a crash; ``module`` is the digest of its handler's module. Copies the payloads."""
     spec = crash.spec
-    kept = _that_fit(crash.frames)
+    kept = within_bounds(crash.frames)
     return Capsule(
         handler=spec.name,
         version=spec.version,
@@ -111,16 +111,16 @@ def capsule_of(crash: Crash, module: str) -> Capsule:
     )
 
 
-def _that_fit(frames: Iterable[Handled]) -> list[Handled]:
-    """The newest whose payloads are within the bound: one always is, by the bounds of the wire."""
+def within_bounds(frames: Sequence[Handled]) -> tuple[Handled, ...]:
+    """The newest, as many as a capsule holds. Of one frame the payload always is within the bound, by the wire's."""
     kept: list[Handled] = []
     size = 0
-    for handled in reversed(tuple(frames)):
+    for handled in reversed(frames[-CAPSULE_FRAMES:]):
         size += len(handled.frame.payload)
         if size > MAX_PAYLOAD_BYTES:
             break
-        kept.insert(0, handled)
-    return kept
+        kept.append(handled)
+    return tuple(reversed(kept))
 
 
 def _frame(frame: Frame) -> CapsuleFrame:

@@ -211,7 +211,14 @@ class HandlerHost:
         """Be in quarantine."""
         self._released.clear()
         self._enter("quarantined")
-        self._log.error("event=handler_quarantined until=released version=%s", self.spec.version)
+        last = self._last_failure
+        if last is not None:
+            self._log.error(
+                "event=handler_quarantined version=%s until=released kind=%s error=%s",
+                self.spec.version,
+                last.kind,
+                last.message,
+            )
         self._refuse("unavailable")
         await self._released.wait()
         self._log.warning("event=handler_released")

@@ -12,7 +12,7 @@ from appliance.sandbox.failure import FAULTS, Failure
 from appliance.sandbox.session import Fault
 
 QUARANTINE_STRIKES = 32
-"""A second or two of a camera on which every frame fails, or about a quarter of an hour of workers that die at once."""
+"""A second or two of a camera on which every frame fails, or twelve minutes of workers that die at once."""
 FORGIVING_FRAMES = 19
 """So many good frames make up for one that failed: the balance is at 5 % of failing frames."""
 MAX_RECORD_BYTES = 32 << 10
@@ -23,7 +23,7 @@ class Strikes:
     """A leaky score of failures: each adds one, and each good frame takes away a part of one.
 
     A handler that fails on more than 5 % of its frames comes to QUARANTINE_STRIKES sooner or later. One that fails
-    now and then never does: with 2 % of failing frames it happens once in 10**20 frames or so.
+    now and then never does: with 2 % of failing frames it happens less than once in 10**20 frames.
     """
 
     def __init__(self) -> None:

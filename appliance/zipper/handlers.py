@@ -1,7 +1,7 @@
 """A local handler as an observer: frames become jobs for its worker, what it emits becomes frames again."""
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -10,7 +10,7 @@ from typing import Self
 from appliance.frame import PICTURE_FORMATS, Frame, Producer
 from appliance.inference.broker import Broker
 from appliance.inference.messages import View
-from appliance.sandbox.capsule import CAPSULE_FRAMES, Crash, Handled
+from appliance.sandbox.capsule import Crash, Handled, within_bounds
 from appliance.sandbox.failure import FAULTS, Failure
 from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.host import Admits, HandlerHost, HandlerStatus
@@ -59,7 +59,7 @@ class LocalHandler:
             quarantined=quarantined,
         )
         self._on_crash = on_crash
-        self._handled: deque[Handled] = deque(maxlen=CAPSULE_FRAMES)
+        self._handled: tuple[Handled, ...] = ()
         self._state = self._host.guest_state
         self.failed: Counter[str] = Counter()
         """Frames that came to no good, by outcome."""
@@ -115,14 +115,14 @@ class LocalHandler:
         """Keep the last frames at hand, and hand them over when the guest has failed on the newest."""
         if finished.outcome in ("unavailable", "stopped"):
             return  # the guest has not seen it
-        self._handled.append(Handled(frame, self._state))
+        self._handled = within_bounds((*self._handled, Handled(frame, self._state)))
         self._state = self._host.guest_state
         if finished.outcome not in FAULTS:
             return
         status = self._host.status
         count = status.faults[finished.outcome]
         if count & (count - 1) == 0 and status.last_failure is not None:
-            self._on_crash(Crash(self.spec, status.last_failure, tuple(self._handled)))
+            self._on_crash(Crash(self.spec, status.last_failure, self._handled))
 
 
 def timed(frame: Frame, finished: Finished, delivered_ns: int, now_ns: int) -> Frame:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sandbox_bench import NOTHING, spec
 
+from appliance import wire
 from appliance.errors import ConfigError
 from appliance.frame import FORMATS, Frame
 from appliance.sandbox.capsule import (
@@ -25,6 +26,7 @@ from appliance.sandbox.capsule import (
     capsule_of,
     decode_capsule,
     encode_capsule,
+    within_bounds,
 )
 from appliance.sandbox.failure import Failure
 from appliance.sandbox.messages import MAX_STATE_KEYS, MAX_STATE_VALUE
@@ -66,6 +68,17 @@ def test_large_frames_leave_room_by_leaving_out_the_oldest() -> None:
     assert [one.seq for one in capsule.frames] == [2, 3]
     assert capsule.state == {"n": b"\2"}
     assert len(encode_capsule(capsule)) <= MAX_CAPSULE_BYTES
+
+
+def test_no_more_frames_than_a_capsule_holds_are_kept() -> None:
+    kept = ()
+    for number in range(9):
+        kept = within_bounds((*kept, Handled(frame(number), {})))
+        assert [one.frame.seq for one in kept] == list(range(max(0, number - CAPSULE_FRAMES + 1), number + 1))
+
+
+def test_the_largest_frame_fits_alone() -> None:
+    assert MAX_PAYLOAD_BYTES >= wire.MAX_PAYLOAD_BYTES
 
 
 frames = st.builds(

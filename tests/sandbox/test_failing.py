@@ -1,16 +1,20 @@
 """A handler that fails or overdoes it, with real workers and with ones that are played."""
 
+import asyncio
 import logging
 import signal
+from typing import NoReturn
 
 import pytest
 from crash_bench import FAILING, LIMITS, few_strikes
-from sandbox_bench import NOTHING, TAG, TRAP, Bench, FakeInference, bench, data, guest, spec, until
-from test_hostile_worker import hostile
+from sandbox_bench import NOTHING, TAG, TRAP, Bench, FakeInference, JudgedHere, bench, data, guest, spec, until
+from test_hostile_worker import FakeZygote, hostile
 
+from appliance.errors import DeviceError
 from appliance.ipc.ring import RingWriter
 from appliance.manifest import Limits
 from appliance.sandbox.failure import Failure
+from appliance.sandbox.host import HandlerHost
 from appliance.sandbox.messages import MAX_BACKTRACE, MAX_LOGS_PER_FRAME, Done, Emit, Trapped
 from appliance.sandbox.quarantine import QUARANTINE_STRIKES
 from appliance.sandbox.restarts import Restarts
@@ -162,7 +166,7 @@ async def test_thousands_of_lines_of_backtrace_stay_few() -> None:
             finished = await handler.handle()
             if finished.outcome == "trap":  # else the worker is gone, and a new one comes
                 assert len(finished.backtrace) == MAX_BACKTRACE
-                assert finished.backtrace[1].endswith(" deep")
+                assert all(line.endswith(" deep") for line in finished.backtrace)
 
 
 async def test_a_backtrace_of_a_worker_that_was_taken_over() -> None:
@@ -221,6 +225,19 @@ async def test_a_handler_whose_workers_die_is_quarantined(status: int, monkeypat
             assert len(zygote.workers) == 3
 
 
+async def test_a_device_that_cannot_start_workers_is_not_the_handlers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(_: FakeZygote) -> NoReturn:
+        await asyncio.sleep(0)
+        raise DeviceError("cannot fork")
+
+    monkeypatch.setattr(Restarts, "died", lambda self, now: now)
+    monkeypatch.setattr(FakeZygote, "spawn", refuse)
+    with few_strikes(2):
+        async with hostile() as (handler, _):
+            await until(lambda: handler.host.status.faults.get("crash", 0) > 9)
+            assert handler.host.status.state != "quarantined"
+
+
 async def test_a_guest_that_says_that_it_failed_is_never_quarantined() -> None:
     with few_strikes(2):
         async with bench(guest("i32.const 7")) as handler:
@@ -233,8 +250,8 @@ async def test_one_that_is_quarantined_from_the_start_gets_no_worker_until_it_is
     with RingWriter(1 << 12) as ring:
         async with Zygote(ring.fd) as zygote:
             handler = Bench(spec(NOTHING), zygote, ring, FakeInference())
-            handler.host = type(handler.host)(
-                spec(NOTHING), zygote, FakeInference(), handler._take, quarantined=failure
+            handler.host = HandlerHost(
+                spec(NOTHING), zygote, FakeInference(), handler._take, admission=JudgedHere(), quarantined=failure
             )
             async with handler.host:
                 refused = await handler.handle()

@@ -11,6 +11,8 @@ from appliance.errors import PeerError
 from appliance.frame import ModelRun
 from appliance.inference.messages import Crop, View
 from appliance.ipc.ring import FrameRef
+from appliance.manifest import Limits
+from appliance.sandbox.budget import Budgets
 from appliance.sandbox.messages import (
     MAX_EMIT_BYTES,
     MAX_GUEST_MODEL_BYTES,
@@ -35,7 +37,7 @@ from appliance.sandbox.messages import (
     WantModel,
     WantPixels,
 )
-from appliance.sandbox.session import LOAD_SECONDS, Broken, Finished, Rules, Running, Session, printable
+from appliance.sandbox.session import LOAD_SECONDS, Broken, Finished, LineDropped, Rules, Running, Session, printable
 
 DEADLINE = 0.5
 RULES = Rules(DEADLINE, frozenset({TAG}), ((12, 3), (5,)))
@@ -309,6 +311,37 @@ def test_log_and_wishes_are_counted_for_each_frame() -> None:
         session.answered(0.0)
     with pytest.raises(PeerError, match="wishes"):
         session.receive(WISH, 0.0)
+
+
+def test_what_is_over_the_emit_budget_is_withheld_and_the_state_kept() -> None:
+    budgets = Budgets(Limits(emits_per_second=1), 0.0)
+    session = Session(RULES, {}, 0.0, budgets)
+    for message in (Loaded(), Started()):
+        session.receive(message, 0.0)
+    outcomes = []
+    for number, now in enumerate((0.0, 0.5, 2.0)):
+        session.give(job(number), now)
+        finished = session.receive(Done([Emit(TAG, "bytes", b"x")], {"n": bytes([number])}, 40), now)
+        assert isinstance(finished, Finished)
+        outcomes.append((finished.outcome, len(finished.emits), finished.job.seq))
+        assert session.state == {"n": bytes([number])}  # as the guest has it
+    assert outcomes == [("ok", 1, 0), ("budget", 0, 1), ("ok", 1, 2)]
+
+
+def test_what_may_not_be_emitted_at_all_is_no_matter_of_budgets() -> None:
+    session = Session(RULES, {}, 0.0, Budgets(Limits(emits_per_second=1), 0.0))
+    for message in (Loaded(), Started()):
+        session.receive(message, 0.0)
+    session.give(job(), 0.0)
+    with pytest.raises(PeerError, match="would not have passed this on"):
+        session.receive(Done([Emit(TAG + 1, "bytes", b"")] * 2, {}, 0), 0.0)
+
+
+def test_lines_over_the_log_budget_are_dropped() -> None:
+    session = Session(RULES, {}, 0.0, Budgets(Limits(log_lines_per_second=2), 0.0))
+    session.receive(Loaded(), 0.0)
+    line = Log(20, "hello")
+    assert [session.receive(line, now) for now in (0.0, 0.0, 0.1, 0.6)] == [line, line, LineDropped(), line]
 
 
 @given(st.text())

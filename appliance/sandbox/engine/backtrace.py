@@ -19,7 +19,8 @@ _LINE = re.compile(rb"\s*(\d{1,4}): 0x([0-9a-f]{1,16}) - (.*)")
 _NUMBERED = re.compile(r"\d+:(?=.)")
 """Names of a module that was rewritten begin with the function's number."""
 _MODULE = ".unnamed!"
-_NO_NAMES = ("<unnamed>", "")
+_NO_FUNCTION = b".unnamed!<unnamed>"
+"""Where the stack is overrun wasm3 begins with a place that is none, and a number that is an address of the host."""
 
 
 class PrintedBacktrace:
@@ -55,7 +56,7 @@ def parse_backtrace(printed: bytes) -> tuple[str, ...]:
     found = []
     for line in body.splitlines() if header else ():
         match = _LINE.fullmatch(line)
-        if match is not None:
+        if match is not None and match[3] != _NO_FUNCTION:
             depth, offset, name = (part.decode("utf-8", "replace") for part in match.groups())
             found.append(frame_line(int(depth), int(offset, 16), name.removeprefix(_MODULE)))
         if len(found) == MAX_BACKTRACE:
@@ -65,6 +66,5 @@ def parse_backtrace(printed: bytes) -> tuple[str, ...]:
 
 def frame_line(depth: int, offset: int, name: str) -> str:
     """One line of a backtrace: ``offset`` is that of the instruction in the module, ``name`` the function's."""
-    name = "?" if name in _NO_NAMES else _NUMBERED.sub("", name, count=1)
-    line = f"{depth}: 0x{offset:06x} {name}"
+    line = f"{depth}: 0x{offset:06x} {_NUMBERED.sub('', name, count=1) or '?'}"
     return "".join(letter if letter.isprintable() else "?" for letter in line[:MAX_BACKTRACE_LINE])

@@ -30,6 +30,7 @@ GAS_UNIT = 10_000
 """Gas in wasm3's unit of it."""
 PAGE_BYTES = 1 << 16
 _TRAP = "[trap] "
+_NO_MEMORY_LEFT = "memory allocation failed"
 _OUT_OF_GAS = "Out of gas"
 _NO_MEMORY = memoryview(bytearray())
 _ZEROS = bytes(PAGE_BYTES)
@@ -134,7 +135,8 @@ class Wasm3Instance:
                 raise  # from Python code within
             text = str(error)
             if not text.startswith(_TRAP):
-                raise GuestFailedError("load", f"wasm3 cannot run it: {text}") from error
+                why: GuestFault = "memory" if text.startswith(_NO_MEMORY_LEFT) else "load"
+                raise GuestFailedError(why, f"wasm3 cannot run it: {text}") from error
             text = text.removeprefix(_TRAP)
             kind: GuestFault = "gas" if text.startswith(_OUT_OF_GAS) else "trap"
             raise GuestFailedError(kind, text, _printed[0].take() if _printed else ()) from error

@@ -36,7 +36,11 @@ def test_numbers_that_a_rewritten_module_puts_before_its_names_are_left_out() ->
 
 
 def test_a_function_without_a_name() -> None:
-    assert parse_backtrace(printed(b"<unnamed>", b"")) == ("0: 0x0000a2 ?", "1: 0x0000a3 ?")
+    assert parse_backtrace(printed(b"")) == ("0: 0x0000a2 ?",)
+
+
+def test_a_place_that_is_in_no_function_is_left_out() -> None:
+    assert parse_backtrace(printed(b"<unnamed>", b"deep")) == ("1: 0x0000a3 deep",)
 
 
 def test_an_overrun_stack_is_cut_short() -> None:
