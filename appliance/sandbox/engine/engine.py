@@ -9,10 +9,6 @@ from appliance.errors import HandlerError
 from appliance.sandbox.admission.verdict import Admitted
 from appliance.sandbox.messages import GuestFault
 
-MAX_BACKTRACE = 8
-"""Functions of a backtrace that are told."""
-MAX_FUNCTION_NAME = 80
-
 Function = Callable[..., Any]
 """An exported function; raises GuestFailedError where the guest traps. Integers come and go signed."""
 
@@ -24,7 +20,7 @@ class GuestFailedError(HandlerError):
         super().__init__(message)
         self.kind = kind
         self.backtrace = backtrace
-        """The guest's functions, innermost first; few and short. Empty where the engine knows none."""
+        """The guest's functions, innermost first, by ``frame_line``; empty where the engine knows none."""
 
 
 @dataclass(frozen=True, slots=True)
