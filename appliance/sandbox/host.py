@@ -90,6 +90,7 @@ class HandlerHost:
         self._waiting: deque[Job] = deque()
         self._in_flight = 0
         self._refusing: Fault | None = None
+        self._module: Admitted | None = None
         self._guest_state: Mapping[str, bytes] = {}
         self._faults: Counter[str] = Counter()
         self._last_failure: Failure | None = None
@@ -192,7 +193,7 @@ class HandlerHost:
 
     async def _prepare(self) -> tuple[Setup, Rules]:
         """What a worker is told and what it is held to; the models are loaded when this returns."""
-        module = _admit(self.spec)
+        self._module = self._module or _admit(self.spec)
         models, inputs = [], []
         for use in self.spec.models:
             ready = await self._inference.ready(use.model)
@@ -200,7 +201,7 @@ class HandlerHost:
             inputs.append([tensor.nbytes for tensor in ready.inputs])
         setup = Setup(
             handler=self.spec.name,
-            module=module,
+            module=self._module,
             abi=self.spec.abi,
             engine=self.spec.engine,
             emits=sorted(self.spec.emits),
