@@ -19,12 +19,15 @@ from appliance.config import Config, PeerConfig, check_config, device_name
 from appliance.device.memory import proportional_kb
 from appliance.device.state import StateDirectory, read_secret
 from appliance.errors import ConfigError
+from appliance.faults import FaultKeeper
 from appliance.frame import Frame
 from appliance.health import camera_document, handler_document, model_document, overall
 from appliance.inference.broker import Broker
 from appliance.ipc.ring import RingWriter
 from appliance.mqtt.private_broker import PrivateBroker
 from appliance.publisher import Publisher
+from appliance.sandbox.admission.admit import Admission
+from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec, load_handler
 from appliance.source_process import SourceEnd, SourceOrder, SourceProcess
@@ -95,6 +98,7 @@ class Appliance:
             async with asyncio.TaskGroup() as tasks:
                 upkeep = [
                     tasks.create_task(self._keep_status(), name="status"),
+                    tasks.create_task(self._keep_faults(), name="faults"),
                     tasks.create_task(self._keep_measuring(), name="memory"),
                 ]
                 working = tasks.create_task(self._work(), name="cameras")
@@ -104,6 +108,7 @@ class Appliance:
                 await _cancelled(working, stopping)
                 await self._settle()
                 await _cancelled(*upkeep)
+            await self._faults.keep()
             self._say()
             connected = self.publisher.stats.connection.connected
             await self.publisher.drained(SETTLE_SECONDS if connected else AWAY_SECONDS)
@@ -137,9 +142,11 @@ class Appliance:
         self._zygote = await stack.enter_async_context(Zygote(ring.fd))
         await stack.enter_async_context(self.inference)
         self._attach_publisher(specs)
+        self._faults = await stack.enter_async_context(FaultKeeper(self._state.capsules, self._state.quarantine))
+        self._admission = Admission(self._state.modules)
+        self._guest_models = GuestModelStore(self._state.guest_models, config.inference)
         for spec in specs:
-            handler = LocalHandler(spec, self.zipper, self._zygote, self.inference)
-            self.handlers.append(await stack.enter_async_context(handler))
+            await self._start_handler(stack, spec)
         self.door = Door(self.zipper, access, self.device)
         server = zipper_server(
             self.door, config.zipper.host, config.zipper.port, certificate, config.zipper.max_connections
@@ -148,6 +155,21 @@ class Appliance:
         host = config.zipper.host if is_loopback(config.zipper.host) else "127.0.0.1"
         self._address = Address(host, self.port, certificate[0])
         stack.enter_context(self._state.announced(host, self.port))
+
+    async def _start_handler(self, stack: AsyncExitStack, spec: HandlerSpec) -> None:
+        quarantined = await self._faults.quarantined(spec)
+        handler = LocalHandler(
+            spec,
+            self.zipper,
+            self._zygote,
+            self.inference,
+            admission=self._admission,
+            guest_models=self._guest_models,
+            quarantined=quarantined,
+            on_crash=self._faults.crashed,
+        )
+        self._faults.watch(handler)
+        self.handlers.append(await stack.enter_async_context(handler))
 
     def _load_handlers(self) -> list[HandlerSpec]:
         specs = [load_handler(handler, self._config.inference) for handler in self._config.handlers]
@@ -213,6 +235,12 @@ class Appliance:
     async def _keep_status(self) -> None:
         while True:
             self._say()
+            await asyncio.sleep(STATUS_SECONDS)
+
+    async def _keep_faults(self) -> None:
+        """Beside the status: a disk that hangs does not hold it up."""
+        while True:
+            await self._faults.keep()
             await asyncio.sleep(STATUS_SECONDS)
 
     def _say(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from appliance.errors import ApplianceError, ConfigError, HandlerError, delibera
 
 HANDLERS = Path(appliance.__file__).parent.parent / "handlers"
 """The example handlers, in a checkout."""
-EXIT_FAILURE, EXIT_USAGE = 1, 2
+EXIT_FAILURE, EXIT_USAGE, EXIT_NOT_REPRODUCED = 1, 2, 3
 
 _replace = msgspec.structs.replace
 _config = click.option(
@@ -162,6 +162,104 @@ def show_config(config_path: Path | None) -> None:
     click.echo(tomli_w.dumps(_without_secrets(msgspec.to_builtins(config))), nl=False)
 
 
+@cli.group()
+def handler() -> None:
+    """Handlers that failed: let them run again, or look at what happened."""
+
+
+@handler.command("release")
+@_config
+@_state
+@click.argument("name", required=False)
+def release_handler(config_path: Path | None, state: str, name: str | None) -> None:
+    """Let the handler NAME out of quarantine; without NAME, list what is in quarantine and why.
+
+    A handler that fails on more than about 5 % of its frames for long is put in quarantine: it is not run any more,
+    not after a restart either. Another version of it runs at once. A running appliance notices the release by itself.
+
+    \b
+    appliance handler release            who is in quarantine
+    appliance handler release parts      let it try again
+    """  # noqa: D301 - click wants the character \b
+    from appliance.device.state import open_state  # noqa: PLC0415
+    from appliance.mqtt.result import rfc3339  # noqa: PLC0415
+    from appliance.sandbox.evidence import Quarantines  # noqa: PLC0415
+
+    with _clear_errors():
+        quarantines = Quarantines(open_state(state or load_config(config_path).device.state_dir).quarantine)
+        if name is not None:
+            quarantines.release(name)
+            click.echo(f"{name} is released: an appliance that runs starts it within a second")
+            return
+        for record in quarantines.all():
+            failure = record.failure
+            since = rfc3339(failure.at_ns)
+            click.echo(f"{record.handler} {record.version}  since {since}  {failure.kind}: {failure.message}")
+
+
+@handler.command("replay")
+@_config
+@click.argument("capsule_path", metavar="CAPSULE", type=click.Path(path_type=Path))
+@click.option(
+    "--handler",
+    "directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The handler's directory. Default: handlers/NAME of a checkout.",
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting or model, instead of the capsule's."
+)
+@click.option("--any-module", is_flag=True, help="Go on where the handler's module is not the one that failed.")
+@click.option("--json", "as_json", is_flag=True, help="Standard output is one JSON object.")
+def replay_capsule(
+    config_path: Path | None,
+    capsule_path: Path,
+    directory: Path | None,
+    settings: tuple[str, ...],
+    any_module: bool,
+    as_json: bool,
+) -> None:
+    """Have a failure again: give a handler the frames of a crash CAPSULE, in the sandbox of the appliance.
+
+    Needs no camera, no broker and no running appliance. Capsules lie in `capsules/` of the state directory; `status`
+    on MQTT and the log name them. Exit code 0: the handler failed as it did then; 3: it did not. So it tells whether
+    a new module mends the failure (--any-module), in a script, too.
+
+    \b
+    appliance handler replay 20260301T120000.000000Z-parts-trap.capsule
+    appliance handler replay parts.capsule --handler ~/parts --set threshold=0.5
+    appliance handler replay parts.capsule --any-module && echo still broken
+    """  # noqa: D301 - click wants the character \b
+    from appliance.device.journal import configure_logging  # noqa: PLC0415
+    from appliance.replay import in_words, prepare, replay  # noqa: PLC0415
+    from appliance.sandbox.evidence import read_capsule  # noqa: PLC0415
+
+    with _clear_errors():
+        config = load_config(config_path)
+        configure_logging("replay", config.log.level, config.log.format)
+        capsule = read_capsule(capsule_path)
+        given = _settings_of(capsule.handler, settings)
+        spec, notes = prepare(
+            capsule, directory or HANDLERS / capsule.handler, given, config.inference, any_module=any_module
+        )
+        replayed = asyncio.run(replay(capsule, spec, notes, config.inference))
+    click.echo(msgspec.json.encode(replayed).decode() if as_json else in_words(replayed))
+    if not replayed.reproduced:
+        raise SystemExit(EXIT_NOT_REPRODUCED)
+
+
+def _settings_of(name: str, texts: tuple[str, ...]) -> dict[str, str]:
+    """KEY=VALUE, or as for `run` HANDLER.KEY=VALUE."""
+    given = {}
+    for text in texts:
+        key, equals, value = text.removeprefix(f"{name}.").partition("=")
+        if not (equals and key):
+            raise ConfigError(f"--set {text!r} is not KEY=VALUE, e.g. threshold=0.5")
+        given[key] = value
+    return given
+
+
 # --- the configuration, and what the command line changes of it ----------------------------------------------
 
 
@@ -256,11 +354,22 @@ def _run_appliance(config: Config, state: str, *, as_json: bool, cameras: bool) 
             click.echo(msgspec.json.encode(summary).decode())
         elif cameras:
             show_summary(summary, console)
-        failed = [name for name, state in summary.handlers.items() if state == "failed"]
-        if failed:
-            raise HandlerError(f"{', '.join(failed)} could not be started: the log says why")
+        _refuse_failed(summary.handlers)
 
     asyncio.run(main())
+
+
+def _refuse_failed(handlers: Mapping[str, str]) -> None:
+    """A handler that does not run at the end makes the run a failure: HandlerError."""
+    failed = [name for name, state in handlers.items() if state == "failed"]
+    quarantined = [name for name, state in handlers.items() if state == "quarantined"]
+    if failed:
+        raise HandlerError(f"{', '.join(failed)} could not be started: the log says why")
+    if quarantined:
+        raise HandlerError(
+            f"{', '.join(quarantined)} failed too often and is in quarantine: the log says why; "
+            f"`appliance handler release {quarantined[0]}` lets it run again"
+        )
 
 
 async def _show(box: Any, console: Any, stop: asyncio.Event, *, quiet: bool) -> None:

@@ -18,15 +18,15 @@ from appliance.camera.camera import kind_of, open_camera, printable
 from appliance.config import CameraConfig, Config, HandlerConfig, MqttConfig, device_name
 from appliance.device.state import open_state
 from appliance.errors import ApplianceError
+from appliance.ipc.report import Lockdown
 from appliance.mqtt.private_broker import SEARCH_PATH
 from appliance.publisher import Publisher
-from appliance.sandbox.messages import Lockdown
 from appliance.sandbox.spawning import KEPT_ENVIRONMENT
 from appliance.sandbox.spec import load_handler
 
 CAMERA_SECONDS = 15.0
 BROKER_SECONDS = 5.0
-SANDBOX_SECONDS = 10.0
+LOCKDOWN_SECONDS = 10.0
 CLOCK_FLOOR = 1_750_000_000
 """June 2025: a clock before that was never set."""
 MIN_FREE_BYTES = 256 << 20
@@ -49,8 +49,12 @@ async def examine(config: Config, state: str) -> list[Finding]:
         _runtime(config, "tflite", "tflite_runtime", "tflite-runtime"),
         _edge_tpu(config),
         *(_handler(handler, config) for handler in config.handlers),
-        await asyncio.to_thread(_sandbox),
+        await asyncio.to_thread(_locked_down, "workers", "appliance.sandbox.lockdown"),
+        await asyncio.to_thread(_locked_down, "models", "appliance.inference.lockdown"),
     ]
+    if library := config.inference.delegate:
+        locked = await asyncio.to_thread(_locked_down, "models, edge tpu", "appliance.inference.lockdown", library)
+        findings.append(locked)
     findings += [await asyncio.to_thread(_camera, camera) for camera in config.cameras]
     findings += [await _broker(config, state), _state(state), _clock(), _leds()]
     return findings
@@ -104,16 +108,16 @@ def _handler(handler: HandlerConfig, config: Config) -> Finding:
     return _tried(f"handler {name}", lambda: f"version {load_handler(handler, config.inference).version}")
 
 
-def _sandbox() -> Finding:
-    """Lock a process down as workers are, and have it tell what is in force; only the filter of calls is a must."""
-    command = [sys.executable, "-m", "appliance.sandbox.lockdown"]
+def _locked_down(subject: str, module: str, *arguments: str) -> Finding:
+    """Lock a process down as ``module`` does, and have it tell what is in force; only the filter of calls is a must."""
+    command = [sys.executable, "-m", module, *arguments]
     environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     try:
-        ran = subprocess.run(command, env=environment, capture_output=True, timeout=SANDBOX_SECONDS, check=True)
+        ran = subprocess.run(command, env=environment, capture_output=True, timeout=LOCKDOWN_SECONDS, check=True)
         lockdown = msgspec.json.decode(ran.stdout, type=Lockdown)
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
-        return Finding("sandbox", False, f"a process cannot be locked down: {error}")
-    return Finding("sandbox", "seccomp" not in lockdown.missing, str(lockdown))
+        return Finding(subject, False, f"a process cannot be locked down: {error}")
+    return Finding(subject, "seccomp" not in lockdown.missing, str(lockdown))
 
 
 def _camera(camera: CameraConfig) -> Finding:

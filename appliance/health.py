@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from appliance.inference.host import ModelStatus
+from appliance.mqtt.result import rfc3339
+from appliance.sandbox.failure import Failure
 from appliance.sandbox.host import HandlerStatus
 from appliance.zipper.server import SourceStatus
 
@@ -36,8 +38,24 @@ def handler_document(version: str, status: HandlerStatus) -> dict[str, Any]:
         "faults": dict(status.faults),
     }
     if status.last_failure is not None:
-        failure = status.last_failure
-        document["last_failure"] = {"kind": failure.kind, "message": failure.message, "seq": failure.seq}
+        document["last_failure"] = failure_document(status.last_failure)
+    if status.log_dropped:
+        document["log_dropped"] = status.log_dropped
+    return document
+
+
+def failure_document(failure: Failure) -> dict[str, Any]:
+    """Of one failure; where it was in the code and which file has the frames around it only where that is known."""
+    document: dict[str, Any] = {
+        "kind": failure.kind,
+        "message": failure.message,
+        "seq": failure.seq,
+        "at": rfc3339(failure.at_ns),
+    }
+    if failure.backtrace:
+        document["backtrace"] = list(failure.backtrace)
+    if failure.capsule:
+        document["capsule"] = failure.capsule
     return document
 
 
@@ -50,6 +68,10 @@ def model_document(status: ModelStatus) -> dict[str, Any]:
         document["note"] = status.note
     if status.last_error:
         document["last_error"] = status.last_error
+    if (
+        status.lockdown is not None and "seccomp" in status.lockdown.missing
+    ):  # the one that denies what others deny, too
+        document["not_in_force"] = dict(status.lockdown.missing)
     return document
 
 

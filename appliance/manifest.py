@@ -21,10 +21,15 @@ MAX_FILES = 16
 MAX_FILES_BYTES = 8 << 20
 """Of all files of a handler together: they are sent to its worker in one message, with the module."""
 MAX_ARGUMENTS = 32
+COMMAND = "command"
+"""The ABI that has files and arguments."""
 
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 """A plain file name beside the manifest: no directories, nothing hidden."""
 Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?$")]
+
+
+EngineName = Literal["wasm3", "wasmtime"]
 
 
 class EmitSpec(Section, frozen=True, kw_only=True):
@@ -85,7 +90,7 @@ class Manifest(Section, frozen=True, kw_only=True):
     description: str = ""
     abi: Literal["native", "yomo", "bindgen", "command"] = "native"
     """How the module is called: docs/handler-abi.md. Whatever it is, a module may import from every ABI."""
-    engine: Literal["wasm3", "wasmtime"] = "wasm3"
+    engine: EngineName = "wasm3"
     module: FileName = "handler.wasm"
     observes: tuple[Tag, ...]
     emits: tuple[EmitSpec, ...] = ()
@@ -114,9 +119,19 @@ def load_manifest(directory: Path) -> Manifest:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise HandlerError(f"{path}: {error}") from error
+    _check(manifest, path)
+    return manifest
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    """What no type says; HandlerError."""
+    for key, given in (("command", manifest.command is not None), ("files", bool(manifest.files))):
+        if given and manifest.abi != COMMAND:
+            raise HandlerError(f'{path}: `{key}` is for programs; it needs abi = "{COMMAND}"')
+    if manifest.command and manifest.command.frame in manifest.files:
+        raise HandlerError(f"{path}: `command.frame` and `files` both name {manifest.command.frame}")
     for emit in manifest.emits:
         if emit.tag in RESERVED_TAGS:
             raise HandlerError(f"{path}: tag {emit.tag:#x} in `emits` is reserved for the system")
     if not manifest.observes:
         raise HandlerError(f"{path}: `observes` names no tag, so the handler would never run")
-    return manifest

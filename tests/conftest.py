@@ -1,3 +1,27 @@
-"""A zipper on loopback is wanted in many places."""
+"""What is wanted in many places: a zipper on loopback, and a delegate for models."""
 
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 from zipper_on_loopback import peers, ring, running  # noqa: F401 - fixtures
+
+DELEGATE = Path(__file__).with_name("inference") / "delegate" / "counting_delegate.c"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The counting delegate, named as a delegate for a device called ``counting``."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is not None:
+        command = [compiler]
+    elif importlib.util.find_spec("ziglang") is not None:
+        command = [sys.executable, "-m", "ziglang", "cc"]
+    else:
+        pytest.skip("needs a C compiler: install gcc or ziglang")
+    path = tmp_path_factory.mktemp("delegate") / "libcounting_delegate.so.1"
+    subprocess.run([*command, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, DELEGATE], check=True)
+    return str(path)

@@ -39,6 +39,26 @@ class StateDirectory:
     def broker(self) -> Path:
         return self.path / "broker"
 
+    @property
+    def modules(self) -> Path:
+        """What admission found of handlers' modules."""
+        return self.path / "modules"
+
+    @property
+    def guest_models(self) -> Path:
+        """Models that handlers have brought."""
+        return self.path / "guest-models"
+
+    @property
+    def capsules(self) -> Path:
+        """Crash capsules of handlers."""
+        return self.path / "capsules"
+
+    @property
+    def quarantine(self) -> Path:
+        """Records of handlers in quarantine."""
+        return self.path / "quarantine"
+
     def local_credential(self) -> str:
         """The credential of processes on this box, made at first start, readable by its owner only."""
         if not self.credential_file.exists():

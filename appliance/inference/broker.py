@@ -1,6 +1,7 @@
 """The zipper's way to inference: one process per model, one inference per question, however many ask it."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +10,11 @@ from typing import Any, Self, TypeVar
 
 from appliance.errors import ApplianceError, ModelError
 from appliance.frame import ModelRun
-from appliance.inference.host import BusyError, ModelHost, ModelStatus
+from appliance.inference.host import ModelHost, ModelStatus
 from appliance.inference.memo import MEMO_BYTES, Identity, Memo, Question
 from appliance.inference.messages import (
     MAX_BEGUN,
+    PIXEL_BYTES,
     Crop,
     GetPixels,
     Infer,
@@ -23,13 +25,15 @@ from appliance.inference.messages import (
     ToModel,
     View,
 )
-from appliance.inference.model import ModelSpec
+from appliance.inference.model import BusyError, ModelSpec
 from appliance.inference.process import SERVICE, ModelProcess
 from appliance.ipc.ring import FrameRef
 
 MAX_MODELS = 32
 START_SECONDS = 60.0
 """For a model to load and run once: large models on a small board take their time."""
+MAX_BROUGHT_PICTURES = 2
+"""Pictures that guests bring, under way at once: more of them would not fit what may be queued for a process."""
 UNSENT = 0
 """Id of a request until it is sent; each process counts its own."""
 
@@ -88,6 +92,7 @@ class Broker:
         self._memo: Memo[_Shared] = Memo(memo)
         self._underway: dict[Question, _Shared] = {}
         self._begun: Counter[Identity] = Counter()
+        self._brought = asyncio.Semaphore(MAX_BROUGHT_PICTURES)
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
@@ -150,10 +155,17 @@ class Broker:
         result = await self._shielded(self._run(model, InferTensors(UNSENT, inputs)))
         return self._timed(result, asked)
 
-    async def pixels(self, frame: FrameRef, crop: Crop, format: str, width: int, height: int) -> bytes:
-        """Samples of (a part of) a picture, ``rgb`` or ``gray``; PeerError and ModelError as for infer."""
-        answer, _ = await self._shielded(self._host(None).ask(GetPixels(UNSENT, frame, crop, format, width, height)))
-        if not isinstance(answer, Pixels) or len(answer.data) != width * height * (3 if format == "rgb" else 1):
+    async def pixels(
+        self, frame: FrameRef, crop: Crop, format: str, width: int, height: int, data: bytes | None = None
+    ) -> bytes:
+        """Samples of (a part of) a picture, one of PIXEL_BYTES; of ``data`` (JPEG, PNG) instead of the frame if given.
+
+        PeerError and ModelError as for infer.
+        """
+        request = GetPixels(UNSENT, frame, crop, format, width, height, data)
+        async with self._brought if data is not None else contextlib.nullcontext():
+            answer, _ = await self._shielded(self._host(None).ask(request))
+        if not isinstance(answer, Pixels) or len(answer.data) != width * height * PIXEL_BYTES[format]:
             raise ModelError("the process that decodes pixels gave another answer than pixels")
         return answer.data
 

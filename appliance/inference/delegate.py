@@ -25,7 +25,33 @@ class Opened:
     note: str
 
 
-def open_model(spec: ModelSpec, runtime: Runtime) -> Opened:
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The bytes of a model's files: read and verified while the process may still open files."""
+
+    cpu: bytes
+    delegated: bytes | ModelError
+    """The twin's; the same as ``cpu`` where there is none, or why it cannot be read."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of both."""
+        twin = b"" if isinstance(self.delegated, ModelError) or self.delegated is self.cpu else self.delegated
+        return len(self.cpu) + len(twin)
+
+
+def read_contents(spec: ModelSpec) -> Contents:
+    """Read what :func:`open_model` needs; ModelError where the model itself cannot be read, or is another one."""
+    cpu = read_model(spec.path, spec.digest)
+    if not spec.delegate or spec.twin is None:
+        return Contents(cpu, cpu)
+    try:
+        return Contents(cpu, read_model(spec.twin))
+    except ModelError as error:
+        return Contents(cpu, error)
+
+
+def open_model(spec: ModelSpec, runtime: Runtime, contents: Contents) -> Opened:
     """Load what ``spec`` asks for, or the CPU model with a note that says why and what to do.
 
     ModelError where that cannot be loaded either.
@@ -33,12 +59,12 @@ def open_model(spec: ModelSpec, runtime: Runtime) -> Opened:
     note = ""
     if spec.delegate:
         try:
-            return _on_delegate(spec, runtime)
+            return _on_delegate(spec, runtime, contents.delegated)
         except (DeviceError, ModelError) as error:
             device = device_name(spec.delegate)
             note = f"{spec.path.name} runs on the CPU: {error}; {REMEDIES.get(device, OTHER_REMEDY)}"
     try:
-        return _on_cpu(spec, runtime, note)
+        return _on_cpu(spec, runtime, contents.cpu, note)
     except ModelError as error:
         raise ModelError(f"{error} ({note})" if note else str(error)) from error
 
@@ -49,9 +75,10 @@ def device_name(library: str) -> str:
     return re.sub(r"^lib|[_-]?delegate$", "", stem) or stem
 
 
-def _on_delegate(spec: ModelSpec, runtime: Runtime) -> Opened:
+def _on_delegate(spec: ModelSpec, runtime: Runtime, content: bytes | ModelError) -> Opened:
     delegate = runtime.load_delegate(spec.delegate, dict(spec.delegate_options))
-    content = read_model(spec.twin) if spec.twin else read_model(spec.path, spec.digest)
+    if isinstance(content, ModelError):
+        raise content
     model = _load(spec.twin or spec.path, runtime, content, spec.threads, delegate)
     device, note = device_name(spec.delegate), ""
     if not model.delegated:
@@ -62,8 +89,7 @@ def _on_delegate(spec: ModelSpec, runtime: Runtime) -> Opened:
     return Opened(model, ModelRun((spec.twin or spec.path).name, digest, runtime.label, device), note)
 
 
-def _on_cpu(spec: ModelSpec, runtime: Runtime, note: str) -> Opened:
-    content = read_model(spec.path, spec.digest)
+def _on_cpu(spec: ModelSpec, runtime: Runtime, content: bytes, note: str) -> Opened:
     if EDGETPU_OP in content:
         raise ModelError(
             f"{spec.path.name} is compiled for the Edge TPU and cannot run on the CPU: use the model it was compiled "

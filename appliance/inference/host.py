@@ -12,8 +12,9 @@ from appliance.backoff import Backoff
 from appliance.errors import ModelError
 from appliance.frame import ModelRun
 from appliance.inference.messages import MAX_REQUESTS, Ready, ToModel
-from appliance.inference.model import ModelSpec
+from appliance.inference.model import BusyError, ModelSpec
 from appliance.inference.process import Answer, Died, ModelProcess
+from appliance.ipc.report import Lockdown
 
 ATTEMPTS = 2
 """How often a request is sent: a second time where the process died, which may have been another's fault."""
@@ -24,10 +25,6 @@ RELOAD_SECONDS = 5.0
 """A model that cannot be loaded is tried again no sooner: files and devices do not heal in milliseconds."""
 
 logger = logging.getLogger("inference")
-
-
-class BusyError(ModelError):
-    """The process has all the requests it may hold: the same one, later, may go well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +44,8 @@ class ModelStatus:
     restarts: int
     inferences: int
     last_error: str
+    lockdown: Lockdown | None = None
+    """What its process has given up; None until one has run."""
 
 
 class ModelHost:
@@ -67,6 +66,7 @@ class ModelHost:
         self._inferences = 0
         self._asking = 0
         self._last_error = ""
+        self._lockdown: Lockdown | None = None
 
     async def run(self) -> None:
         """Start the process, and again whenever it ends, with growing delays."""
@@ -120,6 +120,7 @@ class ModelHost:
             restarts=self._restarts,
             inferences=self._inferences,
             last_error=self._last_error,
+            lockdown=self._lockdown,
         )
 
     async def _ask(self, request: ToModel) -> tuple[Answer, Ready]:
@@ -180,7 +181,13 @@ class ModelHost:
         if ready.run is not None:
             run = ready.run
             logger.info("event=model_running model=%s device=%s runtime=%s", self._name, run.device, run.runtime)
+        self._locked_down(ready.lockdown)
         self._next.set_result(process)
+
+    def _locked_down(self, lockdown: Lockdown) -> None:
+        first, self._lockdown = self._lockdown is None, lockdown
+        if first and "seccomp" in lockdown.missing:
+            logger.warning("event=calls_not_filtered model=%s reason=%r", self._name, lockdown.missing["seccomp"])
 
     def _lost(self, process: ModelProcess) -> None:
         """Whoever notices first that the process has died has everybody wait for the next one."""

@@ -3,15 +3,20 @@
 import msgspec
 
 from appliance.frame import ModelRun
+from appliance.ipc.report import Lockdown
 from appliance.ipc.ring import FrameRef
 
 MAX_TENSORS = 16
 MAX_RANK = 8
+MAX_TENSOR_NAME = 128
 MAX_TENSOR_BYTES = 12 << 20
 MAX_BEGUN = 4
 """Requests of a process that were begun before they were asked: enough to keep it busy, and few to wait behind."""
 MAX_REQUESTS = 64 + MAX_BEGUN
 """Requests a process holds; the zipper sends no more. As many as handlers there can be, and what was begun."""
+
+PIXEL_BYTES = {"rgb": 3, "gray": 1, "bgr": 3, "rgb32f": 12, "bgr32f": 12}
+"""Bytes of a pixel, by format; the ``32f`` are three float32 from 0 to 1."""
 
 STRETCH, LETTERBOX = "stretch", "letterbox"
 
@@ -70,9 +75,11 @@ class GetPixels(msgspec.Struct, frozen=True, tag="pixels"):
     frame: FrameRef
     crop: Crop
     format: str
-    """``rgb`` or ``gray``."""
+    """One of PIXEL_BYTES."""
     width: int
     height: int
+    data: bytes | None = None
+    """Instead of the frame: a picture as a file, JPEG or PNG."""
 
 
 # --- process -> zipper -------------------------------------------------------------------------------------
@@ -86,6 +93,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     outputs: list[TensorInfo]
     note: str = ""
     """Anything the operator should know, e.g. why the CPU twin runs instead of the Edge TPU."""
+    lockdown: Lockdown = Lockdown()
+    """As it was before the model was interpreted. A model that has broken out can lie about it."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):

@@ -11,6 +11,10 @@ TFLITE_IDENTIFIER = b"TFL3"
 """At bytes 4 to 8 of every TFLite flatbuffer."""
 
 
+class BusyError(ModelError):
+    """A model's process has all the requests it may hold: the same one, later, may go well."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What a model's process is started with. Two handlers with the same digest share one process."""

@@ -7,16 +7,28 @@ collections, whichever real range they were trained on. *Letterbox* keeps the pr
 picture and pads with mid-grey (128, the real value 0 of models trained on [-1, 1]).
 """
 
+import io
 import math
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from appliance.errors import HandlerError, PeerError
-from appliance.inference.messages import LETTERBOX, MAX_TENSOR_BYTES, STRETCH, Crop, GetPixels, TensorInfo, View
+from appliance.inference.messages import (
+    LETTERBOX,
+    MAX_TENSOR_BYTES,
+    PIXEL_BYTES,
+    STRETCH,
+    Crop,
+    GetPixels,
+    TensorInfo,
+    View,
+)
 from appliance.ipc.ring import FrameRef
 
 MAX_PICTURE_SIDE = 8192
@@ -25,7 +37,12 @@ MAX_DECODED_BYTES = 64 << 20
 """Samples a picture may decode to, after the decoder's own scaling."""
 CHANNELS = {"gray": 1, "rgb": 3}
 MODES = {1: "L", 3: "RGB"}
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_HEADER = struct.Struct(">8sI4sII")
+"""Signature, then the first chunk: its length, its name, and width and height."""
 PADDING = 128
+PNG_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+"""What Pillow raises for damaged files."""
 TOLERATED = "before marker 0xd9"
 """What libjpeg says of padding at the end of the picture, which some webcams write; such pictures are whole."""
 
@@ -33,6 +50,14 @@ Array = npt.NDArray[Any]
 Samples = npt.NDArray[np.uint8]
 Size = tuple[int, int]
 """Width and height."""
+
+
+def warm_up() -> None:
+    """Decode and resize a picture of our own: libraries import what they need when they are first used."""
+    jpeg = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
+    frame = FrameRef(0, 0, len(jpeg), "jpeg", 16, 16)
+    for format in CHANNELS:
+        pixels(memoryview(jpeg), GetPixels(0, frame, Crop(), format, 3, 3))
 
 
 def letterbox(picture: Size, target: Size) -> tuple[int, int, int, int]:
@@ -43,17 +68,47 @@ def letterbox(picture: Size, target: Size) -> tuple[int, int, int, int]:
     return (target[0] - width) // 2, (target[1] - height) // 2, width, height
 
 
-def pixels(payload: memoryview, request: GetPixels) -> bytes:
+def pixels(payload: memoryview | None, request: GetPixels) -> bytes:
     """Rows of samples, as ``request`` asks: (a part of) the picture, stretched to its width x height.
 
     HandlerError for a request that cannot be met, PeerError for a picture that cannot be decoded.
     """
-    width, height, channels = request.width, request.height, CHANNELS.get(request.format)
-    if channels is None:
-        raise HandlerError(f"pixels come as rgb or gray, not as {request.format!r}")
-    if width < 1 or height < 1 or width * height * channels > MAX_TENSOR_BYTES:
+    width, height, size = request.width, request.height, PIXEL_BYTES.get(request.format)
+    if size is None:
+        raise HandlerError(f"pixels come as {', '.join(PIXEL_BYTES)}, not as {request.format!r}")
+    if width < 1 or height < 1 or width * height * size > MAX_TENSOR_BYTES:
         raise HandlerError(f"{width}x{height} pixels cannot be had: 1x1 to {MAX_TENSOR_BYTES} bytes")
-    return Picture(payload, request.frame, channels).resized(request.crop, (width, height)).tobytes()
+    frame = request.frame
+    if request.data is not None:
+        payload, frame = memoryview(request.data), described(request.data)
+    assert payload is not None
+    channels = CHANNELS.get(request.format, 3)
+    return laid_out(Picture(payload, frame, channels).resized(request.crop, (width, height)), request.format)
+
+
+def laid_out(samples: Samples, format: str) -> bytes:
+    """RGB (or grey) samples in the order and type of one of PIXEL_BYTES."""
+    if format.startswith("bgr"):
+        samples = samples[:, :, ::-1]
+    if format.endswith("32f"):
+        return (samples / np.float32(255)).astype("<f4").tobytes()
+    return samples.tobytes()
+
+
+def described(data: bytes) -> FrameRef:
+    """A picture file, JPEG or PNG, as a frame would be described; PeerError where it is neither."""
+    if data.startswith(PNG_SIGNATURE):
+        if len(data) < PNG_HEADER.size:
+            raise PeerError("a PNG without a header")
+        _, _, chunk, width, height = PNG_HEADER.unpack_from(data)
+        if chunk != b"IHDR":
+            raise PeerError("a PNG without a header")
+        return FrameRef(0, 0, len(data), "png", width, height)
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except (ValueError, KeyError) as error:  # KeyError: a subsampling it has no name for
+        raise PeerError(f"a picture that is neither a JPEG nor a PNG: {error}") from error
+    return FrameRef(0, 0, len(data), "jpeg", width, height)
 
 
 class PictureInput:
@@ -115,6 +170,8 @@ class Picture:
         if frame.format == "jpeg":
             self._payload: bytes | memoryview = bytes(payload)  # a slot that is written again must not be parsed twice
             self._check_header()
+        elif frame.format == "png":
+            self._payload = bytes(payload)
         elif frame.format in CHANNELS:
             self._payload = payload
             expected = frame.width * frame.height * CHANNELS[frame.format]
@@ -159,6 +216,8 @@ class Picture:
     def _decode(self, part: Size, target: Size) -> Samples:
         """The whole picture, at a size at which ``part`` still has the pixels of ``target``."""
         width, height = self.size
+        if self._format == "png":
+            return self._decode_png()
         if self._format != "jpeg":
             channels = CHANNELS[self._format]
             return np.frombuffer(self._payload, np.uint8).reshape(height, width, channels)
@@ -184,3 +243,15 @@ class Picture:
                 raise
             samples = simplejpeg.decode_jpeg(self._payload, colours, **least, strict=False)
         return samples
+
+    def _decode_png(self) -> Samples:
+        width, height = self.size
+        if width * height * CHANNELS["rgb"] > MAX_DECODED_BYTES:
+            raise PeerError(f"a picture that decodes to {width}x{height} is over {MAX_DECODED_BYTES} bytes")
+        try:
+            with PngImagePlugin.PngImageFile(io.BytesIO(self._payload)) as image:  # Image.open would import others
+                if image.size != self.size:
+                    raise PeerError("a PNG with two sizes")
+                return np.asarray(image.convert("RGB"))
+        except PNG_ERRORS as error:
+            raise PeerError(f"a PNG that cannot be decoded: {error}") from error

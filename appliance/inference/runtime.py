@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.errors import ConfigError, DeviceError, ModelError
-from appliance.inference.messages import MAX_RANK, MAX_TENSOR_BYTES, MAX_TENSORS, TensorInfo
+from appliance.inference.first_model import FIRST_MODEL
+from appliance.inference.messages import MAX_RANK, MAX_TENSOR_BYTES, MAX_TENSOR_NAME, MAX_TENSORS, TensorInfo
 
-MAX_TENSOR_NAME = 128
 MAX_REASON = 300
 """Characters kept of what a runtime says about a model: some of it comes from the model file."""
 DTYPES = frozenset({"uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool"})
@@ -50,6 +50,13 @@ class Runtime:
         except ImportError as error:
             raise DeviceError(f"the runtime {name!r} cannot be imported ({error}): {package.remedy}") from error
         self.label = f"{name} {version}"
+
+    def warm_up(self) -> None:
+        """Open and import all that the runtime opens and imports when it is first used."""
+        try:
+            self.load(FIRST_MODEL)
+        except ModelError as error:
+            raise DeviceError(f"the runtime {self.label} does not work here: {error}") from error
 
     def load_delegate(self, library: str, options: Mapping[str, str]) -> object:
         """A delegate for :meth:`load`; DeviceError where the library is missing or finds no device."""

@@ -8,7 +8,6 @@ let go of the interpreter lock): the main thread reads requests and decodes, the
 import contextlib
 import os
 import queue
-import resource
 import signal
 import socket
 import sys
@@ -21,7 +20,8 @@ from pathlib import Path
 import msgspec
 
 from appliance.errors import ApplianceError, ConfigError, DeviceError, HandlerError, ModelError, PeerError
-from appliance.inference.delegate import Opened, open_model
+from appliance.inference.delegate import Opened, open_model, read_contents
+from appliance.inference.lockdown import lock_down
 from appliance.inference.messages import (
     LOADING,
     Failed,
@@ -34,10 +34,11 @@ from appliance.inference.messages import (
     ToModel,
 )
 from appliance.inference.model import ModelSpec
-from appliance.inference.preprocessing import Array, PictureInput, pixels
+from appliance.inference.preprocessing import Array, PictureInput, pixels, warm_up
 from appliance.inference.runtime import Model, Runtime, array_of
 from appliance.ipc.child import die_with_parent
 from appliance.ipc.packets import BlockingChannel
+from appliance.ipc.report import Lockdown
 from appliance.ipc.ring import FrameRef, RingReader
 
 CLOSE_SECONDS = 1.0
@@ -46,6 +47,7 @@ OOM_SCORE = "500"
 CRASHED = 70
 """Exit status after an error that is a defect of ours."""
 NO_MODEL = "this process has no model"
+NO_MEMORY = "the picture takes more memory than a model's process may have"
 FAULTS: dict[type[ApplianceError], str] = {
     PeerError: "frame",
     HandlerError: "request",
@@ -97,6 +99,8 @@ class Service:
                 self._begin(request)
             except ApplianceError as error:
                 self._fail(request.id, error)
+            except MemoryError:
+                self._fail(request.id, PeerError(NO_MEMORY))
         deadline = time.monotonic() + CLOSE_SECONDS
         with contextlib.suppress(queue.Full):
             self._runs.put(None, timeout=CLOSE_SECONDS)
@@ -106,7 +110,8 @@ class Service:
     def _begin(self, request: ToModel) -> None:
         """Do what comes before the model, and hand the rest to the thread that runs it."""
         if isinstance(request, GetPixels):
-            self._send(Pixels(request.id, pixels(self._payload(request.frame), request)))
+            payload = self._payload(request.frame) if request.data is None else None
+            self._send(Pixels(request.id, pixels(payload, request)))
         elif isinstance(request, InferTensors):
             self._runs.put(Run(request.id, self._tensors(request)))
         else:
@@ -160,32 +165,45 @@ def main(arguments: list[str]) -> int:
     """Load the model, say Ready, serve. The exit status is 1 where the model could not be loaded."""
     parent, socket_fd, ring_fd = map(int, arguments[:3])
     die_with_parent(parent)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # where memory runs out, this process goes before the zipper does
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     for ignored in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; when to end is the zipper's to say
         signal.signal(ignored, signal.SIG_IGN)
     threading.excepthook = _die
     channel: BlockingChannel[ToModel] = BlockingChannel(socket.socket(fileno=socket_fd), ToModel)
-    opened: Opened | None = None
-    unit_range = False
+    ring = RingReader(ring_fd)
+    os.close(ring_fd)  # the mapping is all it needs
+    spec: ModelSpec | None = None
     try:
         if len(arguments) > 3:
             spec = msgspec.json.decode(arguments[3], type=ModelSpec, dec_hook=lambda _, text: Path(text))
-            opened, unit_range = open_model(spec, Runtime(spec.runtime)), spec.unit_range
+        lockdown, opened = _open(spec)
     except ApplianceError as error:
         channel.send(Failed(LOADING, FAULTS[type(error)], str(error)))
         return 1
-    model = opened.model if opened else None
-    if opened is None:
-        channel.send(Ready(None, [], []))
+    if spec is None or opened is None:
+        channel.send(Ready(None, [], [], lockdown=lockdown))
+        service = Service(channel, ring, None)
     else:
-        channel.send(Ready(opened.run, opened.model.inputs, opened.model.outputs, opened.note))
-    if not Service(channel, RingReader(ring_fd), model, unit_range=unit_range).run():
+        channel.send(Ready(opened.run, opened.model.inputs, opened.model.outputs, opened.note, lockdown))
+        service = Service(channel, ring, opened.model, unit_range=spec.unit_range)
+    if not service.run():
         os._exit(0)  # a model that still runs cannot be taken down in order
-    if model is not None:
-        model.close()
+    if opened is not None:
+        opened.model.close()
     return 0
+
+
+def _open(spec: ModelSpec | None) -> tuple[Lockdown, Opened | None]:
+    """Read and import everything, lock the process down, and only then look at what the model's file holds."""
+    warm_up()
+    if spec is None:
+        return lock_down(0, ""), None
+    runtime = Runtime(spec.runtime)
+    contents = read_contents(spec)
+    runtime.warm_up()
+    lockdown = lock_down(contents.size, spec.delegate)
+    return lockdown, open_model(spec, runtime, contents)
 
 
 def _die(arguments: threading.ExceptHookArgs) -> None:

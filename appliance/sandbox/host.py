@@ -5,18 +5,27 @@ Whatever happens to workers, every job has exactly one :class:`Finished`.
 
 import asyncio
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Literal, Self, cast
+from typing import Literal, Protocol, Self
+
+import msgspec
 
 from appliance.errors import DeviceError, ModelError
+from appliance.ipc.report import Lockdown
 from appliance.sandbox.admission.admit import RefusedError
-from appliance.sandbox.admission.verdict import Admitted, EngineName, Order, Rejected
+from appliance.sandbox.admission.verdict import Admitted, Order
+from appliance.sandbox.budget import Budgets
+from appliance.sandbox.failure import MAX_MESSAGE, Failure
+from appliance.sandbox.guest_log import GuestLog
+from appliance.sandbox.guest_models import BroughtModels, GuestModelStore
 from appliance.sandbox.life import Ending, Inference, WorkerLife
-from appliance.sandbox.messages import GuestModel, Job, Lockdown, Setup
+from appliance.sandbox.messages import GuestModel, Job, Setup
+from appliance.sandbox.quarantine import Strikes
 from appliance.sandbox.restarts import Restarts
 from appliance.sandbox.session import HARD_GRACE, Fault, Finished, Rules, Running, Session, printable
 from appliance.sandbox.spawning import WorkerProcess, Zygote
@@ -27,20 +36,17 @@ CPU_SECONDS = 600
 PATIENCE_SECONDS = 1.0
 """Jobs wait so long for the next worker; where it takes longer, they end as ``unavailable`` at once."""
 
-REFUSALS: Mapping[str, Fault] = {"memory": "memory", "import": "link", "signature": "link"}
-"""By admission's rule, as what a refusal counts; all others are ``load``."""
+RESTORED_ABIS = frozenset({"command", "bindgen"})
+"""Conventions that have an instance begin anew between frames."""
 
-State = Literal["starting", "running", "backoff", "failed", "stopped"]
+State = Literal["starting", "running", "backoff", "quarantined", "failed", "stopped"]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What went wrong last."""
+class Admits(Protocol):
+    """What judges modules before they run: :class:`appliance.sandbox.admission.admit.Admission`."""
 
-    kind: Fault
-    message: str
-    seq: int | None
-    """Number of the frame in hand; None where there was none."""
+    async def admit(self, order: Order) -> Admitted:
+        """Raises RefusedError, DeviceError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,38 +68,56 @@ class HandlerStatus:
     last_failure: Failure | None
     lockdown: Lockdown | None = None
     """What the worker has given up, by its own word; None before the first has started."""
+    log_dropped: int = 0
+    """Lines of log over the handler's budget."""
 
 
 class HandlerHost:
     """One handler: ``async with HandlerHost(…) as host``, then :meth:`submit`.
 
     ``on_finish`` is called on the loop, once for each job, and may submit the next. A defect of ours, there or
-    here, ends the ``async with`` body with an exception.
+    here, ends the ``async with`` body with an exception. ``quarantined`` is the failure for which no worker may run
+    until :meth:`release`; ``state`` is the guest's keys and values to begin with.
     """
 
     CAPACITY = 2
     """Jobs in flight: the one being handled, and the next, already in the worker's socket."""
 
     def __init__(
-        self, spec: HandlerSpec, zygote: Zygote, inference: Inference, on_finish: Callable[[Finished], None]
+        self,
+        spec: HandlerSpec,
+        zygote: Zygote,
+        inference: Inference,
+        on_finish: Callable[[Finished], None],
+        *,
+        admission: Admits,
+        guest_models: GuestModelStore | None = None,
+        quarantined: Failure | None = None,
+        state: Mapping[str, bytes] | None = None,
     ) -> None:
         self.spec = spec
         self._zygote = zygote
         self._inference = inference
+        self._admission = admission
         self._on_finish = on_finish
+        self._brought = BroughtModels(spec.guest_models, guest_models)
         self._log = logging.getLogger(f"handler.{spec.name}")
         self._group = asyncio.TaskGroup()
         self._supervisor: asyncio.Task[None] | None = None
         self._restarts = Restarts()
+        self._strikes = Strikes()
+        self._budgets = Budgets(spec.limits, monotonic())
+        self._guest_log = GuestLog(spec.name)
+        self._quarantined = quarantined is not None
+        self._released = asyncio.Event()
         self._life: WorkerLife | None = None
         self._worker: WorkerProcess | None = None
         self._waiting: deque[Job] = deque()
         self._in_flight = 0
         self._refusing: Fault | None = None
-        self._module: Admitted | None = None
-        self._guest_state: Mapping[str, bytes] = {}
+        self._guest_state: Mapping[str, bytes] = state or {}
         self._faults: Counter[str] = Counter()
-        self._last_failure: Failure | None = None
+        self._last_failure = quarantined
         self._lockdown: Lockdown | None = None
         self._handled = self._restarted = self._recycled = 0
         self._enter("starting")
@@ -113,6 +137,7 @@ class HandlerHost:
             theirs = isinstance(error, asyncio.CancelledError)
             await self._group.__aexit__(*((kind, error, trace) if theirs else (None, None, None)))
         finally:
+            self._guest_log.close()
             self._enter("stopped")
             self._refuse("stopped")
 
@@ -128,7 +153,27 @@ class HandlerHost:
             faults=dict(self._faults),
             last_failure=self._last_failure,
             lockdown=self._lockdown,
+            log_dropped=self._guest_log.dropped,
         )
+
+    @property
+    def accepting(self) -> bool:
+        """Jobs are handled, now or soon; else they end at once."""
+        return self._refusing is None
+
+    @property
+    def guest_state(self) -> Mapping[str, bytes]:
+        """The guest's keys and values after the last frame that went well."""
+        return self._life.session.state if self._life else self._guest_state
+
+    def release(self) -> None:
+        """Out of quarantine, with a clean slate; nothing where it is not in quarantine."""
+        self._released.set()
+
+    def written(self, failure: Failure, capsule: str) -> None:
+        """The crash capsule of ``failure`` is in the file of that name."""
+        if self._last_failure is failure:
+            self._last_failure = msgspec.structs.replace(failure, capsule=capsule)
 
     def submit(self, job: Job) -> None:
         """Take a job; never blocks. The caller keeps to CAPACITY jobs that are not finished."""
@@ -146,7 +191,11 @@ class HandlerHost:
 
     async def _supervise(self) -> None:
         while True:
+            if self._quarantined:
+                await self._sit_out()
             ending = await self._live()
+            if self._quarantined:
+                continue
             if ending.fault is None:
                 self._recycled += 1  # to everybody else it goes on running
                 continue
@@ -157,6 +206,25 @@ class HandlerHost:
             await self._back_off()
             self._restarted += 1
             self._enter("starting")
+
+    async def _sit_out(self) -> None:
+        """Be in quarantine."""
+        self._released.clear()
+        self._enter("quarantined")
+        last = self._last_failure
+        if last is not None:
+            self._log.error(
+                "event=handler_quarantined version=%s until=released kind=%s error=%s",
+                self.spec.version,
+                last.kind,
+                last.message,
+            )
+        self._refuse("unavailable")
+        await self._released.wait()
+        self._log.warning("event=handler_released")
+        self._quarantined, self._refusing = False, None
+        self._strikes, self._restarts = Strikes(), Restarts()
+        self._enter("starting")
 
     async def _back_off(self) -> None:
         delay = self._restarts.died(monotonic()) - monotonic()
@@ -176,24 +244,30 @@ class HandlerHost:
         except DeviceError as error:
             return self._failed(Ending("crash", str(error)), None)
         except RefusedError as error:
-            return self._failed(Ending(REFUSALS.get(error.rule, "load"), str(error), final=True), None)
-        session = Session(rules, self._guest_state, monotonic())
-        self._life = WorkerLife(self.spec, self._worker, session, self._inference, self._progress)
+            return self._failed(Ending("refused", str(error), final=True), None)
+        session = Session(rules, self._guest_state, monotonic(), self._budgets)
+        self._life = WorkerLife(
+            self.spec, self._worker, session, self._inference, self._progress, self._guest_log, self._brought
+        )
         ending = Ending("stopped", "the handler was stopped")
         try:
             ending = await self._life.run(setup, self._waiting)
         finally:
             self._life = self._worker = None
             self._guest_state = session.state
-            cut = session.abandon(ending.fault, ending.message, monotonic()) if ending.fault else None
+            fault, message, trace = ending.fault, ending.message, ending.backtrace
+            cut = session.abandon(fault, message, monotonic(), trace) if fault else None
             self._waiting = session.unread()
-            if ending.fault:
+            if fault:
+                self._strike(fault)
                 self._failed(ending, cut)
         return ending
 
     async def _prepare(self) -> tuple[Setup, Rules]:
         """What a worker is told and what it is held to; the models are loaded when this returns."""
-        self._module = self._module or _admit(self.spec)
+        memory_bytes = self.spec.limits.memory_mb << 20
+        restorable = self.spec.abi in RESTORED_ABIS
+        module = await self._admission.admit(Order(self.spec.module, self.spec.engine, memory_bytes, restorable))
         models, inputs = [], []
         for use in self.spec.models:
             ready = await self._inference.ready(use.model)
@@ -201,14 +275,15 @@ class HandlerHost:
             inputs.append([tensor.nbytes for tensor in ready.inputs])
         setup = Setup(
             handler=self.spec.name,
-            module=self._module,
+            module=module,
             abi=self.spec.abi,
             engine=self.spec.engine,
-            emits=sorted(self.spec.emits),
+            observes=list(self.spec.observes),
+            emits=list(self.spec.emits),
             models=models,
             settings=dict(self.spec.settings),
             state=dict(self._guest_state),
-            memory_bytes=self.spec.limits.memory_mb << 20,
+            memory_bytes=memory_bytes,
             deadline_ms=self.spec.limits.deadline_ms,
             gas=self.spec.limits.gas and self.spec.limits.gas * 1_000_000,
             host_calls=self.spec.limits.host_calls,
@@ -231,9 +306,13 @@ class HandlerHost:
         if event.outcome == "ok":
             self._handled += 1
             self._restarts.handled()
+            self._strikes.handled()
         else:
-            self._count(event.outcome, event.message, event.job.seq)
+            self._count(event.outcome, event.message, event.job.seq, event.backtrace)
+            self._strike(event.outcome)
         self._finish(event)
+        if self._quarantined and self._life:
+            self._life.retire()
 
     def _locked_down(self, lockdown: Lockdown) -> None:
         first, self._lockdown = self._lockdown is None, lockdown
@@ -244,18 +323,23 @@ class HandlerHost:
     def _failed(self, ending: Ending, cut: Finished | None) -> Ending:
         """A worker ended badly, with the frame it had in hand."""
         if ending.fault and ending.fault != "stopped":
-            self._count(ending.fault, ending.message, cut.job.seq if cut else None)
+            self._count(ending.fault, ending.message, cut.job.seq if cut else None, ending.backtrace)
         if cut:
             self._finish(cut)
         return ending
 
-    def _count(self, fault: Fault, message: str, seq: int | None) -> None:
+    def _strike(self, fault: Fault) -> None:
+        self._strikes.failed(fault)
+        self._quarantined = self._strikes.out
+
+    def _count(self, fault: Fault, message: str, seq: int | None, backtrace: tuple[str, ...]) -> None:
         self._faults[fault] += 1
-        self._last_failure = Failure(fault, message, seq)
+        self._last_failure = Failure(fault, message[:MAX_MESSAGE], seq, time.time_ns(), list(backtrace))
         count = self._faults[fault]
         if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a handler that fails on every frame fills no disk
             frame = "" if seq is None else f" frame={seq}"
-            self._log.warning("event=handler_fault kind=%s count=%d%s error=%s", fault, count, frame, message)
+            at = f" backtrace={' | '.join(backtrace)}" if backtrace else ""
+            self._log.warning("event=handler_fault kind=%s count=%d%s error=%s%s", fault, count, frame, message, at)
 
     def _refuse(self, fault: Fault) -> None:
         """From now on no job waits for a worker, nor do those that wait already."""
@@ -274,16 +358,3 @@ class HandlerHost:
     def _enter(self, state: State) -> None:
         self._state = state
         self._since = monotonic()
-
-
-def _admit(spec: HandlerSpec) -> Admitted:
-    """The module, for its engine; RefusedError. To be asked of admission's child instead: this is hostile code."""
-    from appliance.sandbox.admission.judge import engine_for, judge  # noqa: PLC0415 - wasmtime, until then
-
-    order = Order(
-        spec.module, cast("EngineName", spec.engine), spec.limits.memory_mb << 20, restorable=spec.abi == "command"
-    )
-    verdict = judge(order, engine_for(order))
-    if isinstance(verdict, Rejected):
-        raise RefusedError(verdict.rule, verdict.message, verdict.offset)
-    return verdict

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -10,22 +9,27 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
-from appliance.errors import ModelError, PeerError
+from appliance.errors import DeviceError, HandlerError, ModelError, PeerError
 from appliance.inference.messages import Crop, Ready, View
-from appliance.inference.model import ModelSpec
+from appliance.inference.model import BusyError, ModelSpec
 from appliance.ipc.channel import AsyncChannel
 from appliance.ipc.ring import FrameRef
+from appliance.sandbox.guest_log import GuestLog
+from appliance.sandbox.guest_models import BroughtModels
 from appliance.sandbox.messages import (
     Errno,
     FromWorker,
+    GuestModel,
     Inferred,
     Job,
     Loaded,
     Log,
+    ModelLoaded,
     PixelData,
     Refused,
     Setup,
     WantInference,
+    WantModel,
     WantPixels,
 )
 from appliance.sandbox.session import (
@@ -35,9 +39,10 @@ from appliance.sandbox.session import (
     Fault,
     Finished,
     InferenceResult,
+    LineDropped,
     Running,
     Session,
-    printable,
+    Wish,
 )
 from appliance.sandbox.spawning import WorkerProcess
 from appliance.sandbox.spec import HandlerSpec
@@ -62,8 +67,10 @@ class Inference(Protocol):
     async def infer_tensors(self, model: ModelSpec, inputs: list[bytes]) -> InferenceResult:
         """Raises ModelError."""
 
-    async def pixels(self, frame: FrameRef, crop: Crop, format: str, width: int, height: int) -> bytes:
-        """``width`` x ``height`` samples of ``rgb`` or ``gray``; raises PeerError, ModelError."""
+    async def pixels(
+        self, frame: FrameRef, crop: Crop, format: str, width: int, height: int, data: bytes | None = None
+    ) -> bytes:
+        """``width`` x ``height`` pixels of the frame, or of the picture in ``data``; raises PeerError, ModelError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,14 @@ class Ending:
     message: str = ""
     final: bool = False
     """Another worker would end in the same way."""
+    backtrace: tuple[str, ...] = ()
+
+
+_KILLED_FOR = {
+    int(signal.SIGSYS): Ending("forbidden", "it made a system call that workers may not make"),
+    int(signal.SIGXCPU): Ending("deadline", "it used up the CPU time of its worker"),
+}
+"""Signals with which the kernel enforces what the worker has laid down in its lockdown."""
 
 
 class WorkerLife:
@@ -86,23 +101,31 @@ class WorkerLife:
         session: Session,
         inference: Inference,
         on_event: Callable[[Running | Finished], None],
+        guest_log: GuestLog,
+        brought: BroughtModels,
     ) -> None:
         self.session = session
         self._spec = spec
         self._worker = worker
         self._inference = inference
         self._on_event = on_event
-        self._log = logging.getLogger(f"handler.{spec.name}")
+        self._guest_log = guest_log
+        self._brought = brought
+        self._models = [use.model for use in spec.models]
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._channel: AsyncChannel[FromWorker] = AsyncChannel(worker.sock, FromWorker, self._heard, self._closed)
-        self._wishes: asyncio.Queue[tuple[WantInference | WantPixels, Job]] = asyncio.Queue()
+        self._wishes: asyncio.Queue[tuple[Wish, Job | None]] = asyncio.Queue()
 
     def give(self, job: Job) -> None:
         """Send a job; it is in the worker's socket at once."""
         self._channel.send(job)
         self.session.give(job, monotonic())
         self._watch()
+
+    def retire(self) -> None:
+        """Nobody wants this worker any more: what it has in hand is not its fault, nor finished."""
+        self._end(Ending(None))
 
     async def run(self, setup: Setup, waiting: deque[Job]) -> Ending:
         """Set the worker up, give it the jobs that wait, and live with it to its end; it is dead when this returns."""
@@ -137,7 +160,7 @@ class WorkerLife:
             return Ending("crash", "the worker closed its socket and went on running")
         if exited.result() == _EXITED_IN_ORDER and self.session.told_nothing_since_a_frame:
             return Ending(None)
-        return Ending("crash", f"the worker {_describe(exited.result())}")
+        return _ending_of(exited.result())
 
     # --- what the worker does ------------------------------------------------------------------------------
 
@@ -159,13 +182,14 @@ class WorkerLife:
             case Loaded():
                 pass  # the deadline is armed anew
             case Log():
-                self._log.log(event.level, "event=guest_says text=%s", printable(event.text))
-            case WantInference() | WantPixels():
-                assert self.session.job is not None
+                self._guest_log.say(event)
+            case LineDropped():
+                self._guest_log.drop()
+            case WantInference() | WantModel() | WantPixels():
                 self._wishes.put_nowait((event, self.session.job))
             case Broken():
                 final = self.session.starting and event.fault in FINAL_FAULTS
-                self._end(Ending(event.fault, event.message, final))
+                self._end(Ending(event.fault, event.message, final, event.backtrace))
             case Running() | Finished():
                 self._on_event(event)
 
@@ -208,35 +232,52 @@ class WorkerLife:
         while True:
             wish, job = await self._wishes.get()
             result: InferenceResult | None = None
-            answer: Inferred | PixelData | Refused
+            answer: Inferred | ModelLoaded | PixelData | Refused
             try:
-                if isinstance(wish, WantPixels):
+                if isinstance(wish, WantModel):
+                    answer = await self._load(wish)
+                elif job is None:
+                    raise AssertionError("the session lets no guest ask about a frame before there is one")
+                elif isinstance(wish, WantPixels):
                     answer = PixelData(await self._pixels(wish, job))
                 else:
                     result = await self._infer(wish, job)
                     answer = Inferred(list(result.tensors))
-            except ModelError as error:
-                answer = Refused(Errno.EMODEL, str(error)[:MAX_REFUSAL_TEXT])
+            except (ModelError, DeviceError) as error:
+                answer = Refused(Errno.EMODEL, str(error)[:MAX_REFUSAL_TEXT], busy=isinstance(error, BusyError))
             except PeerError as error:
                 answer = Refused(Errno.EFRAME, str(error)[:MAX_REFUSAL_TEXT])
+            except HandlerError as error:
+                answer = Refused(Errno.EDENIED, str(error)[:MAX_REFUSAL_TEXT])
             self.session.answered(monotonic(), result, answer.message if isinstance(answer, Refused) else "")
             self._channel.send(answer)
             self._watch()
 
+    async def _load(self, wish: WantModel) -> ModelLoaded:
+        """A model that the guest brings: from now on it may use it as those of its manifest."""
+        model = await self._brought.load(wish.data)
+        ready = await self._inference.ready(model)
+        self._models.append(model)
+        self.session.brought([tensor.nbytes for tensor in ready.inputs])
+        return ModelLoaded(GuestModel(model.digest, ready.inputs, ready.outputs, []))
+
     async def _infer(self, wish: WantInference, job: Job) -> InferenceResult:
-        model = self._spec.models[wish.model].model
+        model = self._models[wish.model]
         if wish.tensors is None:
             return await self._inference.infer(model, job.frame, wish.view)
         return await self._inference.infer_tensors(model, wish.tensors)
 
     async def _pixels(self, wish: WantPixels, job: Job) -> bytes:
-        return await self._inference.pixels(job.frame, wish.crop, wish.format, wish.width, wish.height)
+        return await self._inference.pixels(job.frame, wish.crop, wish.format, wish.width, wish.height, wish.data)
 
 
-def _describe(status: int) -> str:
+def _ending_of(status: int) -> Ending:
+    """What the exit status of a worker that said nothing tells."""
     if status >= 0:
-        return f"ended with status {status}"
+        return Ending("crash", f"the worker ended with status {status}")
+    if -status in _KILLED_FOR:
+        return _KILLED_FOR[-status]
     try:
-        return f"was killed by {signal.Signals(-status).name}"
+        return Ending("crash", f"the worker was killed by {signal.Signals(-status).name}")
     except ValueError:
-        return f"was killed by signal {-status}"
+        return Ending("crash", f"the worker was killed by signal {-status}")

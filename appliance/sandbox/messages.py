@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from appliance.inference.messages import Crop, TensorInfo, View
+from appliance.ipc.report import Lockdown
 from appliance.ipc.ring import FrameRef
 from appliance.sandbox.admission.verdict import Admitted
 
@@ -19,13 +20,20 @@ MAX_DOCUMENT_BYTES = 128 << 10
 """Sum of the CBOR and JSON payloads of one frame: the zipper parses them all, between two frames of others."""
 MAX_WISHES = 256
 """Inferences and pictures a handler may ask for about one frame."""
+MODEL_WISHES = 32
+"""As so many of them counts loading a model that the guest brings."""
 MAX_PIXEL_BYTES = 12 << 20
+MAX_PICTURE_BYTES = 8 << 20
+"""A picture, as a file, that a guest has decoded."""
+MAX_GUEST_MODEL_BYTES = 16 << 20
+"""All models that a guest brings, together: they pass in one message each, and its worker keeps them."""
 MAX_STATE_KEYS = 64
 MAX_STATE_KEY = 64
 MAX_STATE_VALUE = 4096
 MAX_TRAP_TEXT = 2048
-MAX_MEASURES = 16
-MAX_REASON = 256
+MAX_BACKTRACE = 8
+"""Functions of a guest that are named when it fails, innermost first."""
+MAX_BACKTRACE_LINE = 96
 
 EMIT_FORMATS = frozenset({"jpeg", "cbor", "json", "bytes"})
 """What a handler may emit. Not ``rgb`` and ``gray``: an emitted frame carries no width and height."""
@@ -82,7 +90,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     module: Admitted
     abi: str
     emits: list[int]
-    """Tags the handler may emit."""
+    """Tags the handler may emit, in the manifest's order."""
     models: list[GuestModel]
     settings: dict[str, str]
     state: dict[str, bytes]
@@ -103,6 +111,8 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     """What a guest of an ABI with files can open, by name."""
     command: CommandSpec | None = None
     """How a program is called, where the convention is ``command``."""
+    observes: list[int] = []
+    """Tags of the frames that it is given."""
 
 
 class Job(msgspec.Struct, frozen=True, tag="job"):
@@ -121,6 +131,12 @@ class Inferred(msgspec.Struct, frozen=True, tag="inferred"):
     tensors: list[bytes]
 
 
+class ModelLoaded(msgspec.Struct, frozen=True, tag="modelloaded"):
+    """Answer to WantModel: its handle is the next index after the models known so far."""
+
+    model: GuestModel
+
+
 class PixelData(msgspec.Struct, frozen=True, tag="pixeldata"):
     data: bytes
 
@@ -130,25 +146,11 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
     code: int
     message: str
+    busy: bool = False
+    """The same, later, may go well."""
 
 
 # --- worker -> zipper --------------------------------------------------------------------------------------
-
-
-Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON)]
-
-
-class Lockdown(msgspec.Struct, frozen=True):
-    """What a worker has given up, beyond its limits; ``str()`` is a line for people."""
-
-    in_force: Annotated[list[Reason], msgspec.Meta(max_length=MAX_MEASURES)] = []
-    missing: Annotated[dict[Reason, Reason], msgspec.Meta(max_length=MAX_MEASURES)] = {}
-    """What is not in force, and why not."""
-
-    def __str__(self) -> str:
-        there = ", ".join(self.in_force) or "limits alone"
-        missing = ", ".join(f"{name} ({reason})" for name, reason in self.missing.items())
-        return f"{there}; not in force: {missing}" if missing else there
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -170,10 +172,19 @@ class WantInference(msgspec.Struct, frozen=True, tag="infer"):
 
 
 class WantPixels(msgspec.Struct, frozen=True, tag="pixels"):
+    """Samples of (a part of) the current frame, or of the picture in ``data`` where given: JPEG or PNG, all of it."""
+
     crop: Crop
     format: str
     width: int
     height: int
+    data: bytes | None = None
+
+
+class WantModel(msgspec.Struct, frozen=True, tag="model"):
+    """Load a model that the guest brings; ``data`` is the file."""
+
+    data: bytes
 
 
 class Emit(msgspec.Struct, frozen=True):
@@ -200,16 +211,23 @@ class Log(msgspec.Struct, frozen=True, tag="log"):
     text: str
 
 
+Backtrace = Annotated[
+    list[Annotated[str, msgspec.Meta(max_length=MAX_BACKTRACE_LINE)]], msgspec.Meta(max_length=MAX_BACKTRACE)
+]
+"""Where in its code a guest was, innermost function first: ``0: 0x0000a2 deep``."""
+
+
 class Trapped(msgspec.Struct, frozen=True, tag="trapped"):
     """The guest failed. ``fatal``: the instance cannot go on and the process exits."""
 
     kind: GuestFault
     message: str
     fatal: bool
+    backtrace: Backtrace = []
 
 
-ToWorker = Setup | Job | Inferred | PixelData | Refused
-FromWorker = Loaded | Started | WantInference | WantPixels | Done | Log | Trapped
+ToWorker = Setup | Job | Inferred | ModelLoaded | PixelData | Refused
+FromWorker = Loaded | Started | WantInference | WantModel | WantPixels | Done | Log | Trapped
 
 
 # --- zipper -> zygote --------------------------------------------------------------------------------------

@@ -4,23 +4,30 @@ An ABI module translates pointers into these calls and their values back; it kno
 are checked here as well as there, so that an ABI may hand on what the guest said.
 """
 
+import contextlib
+import os
+from collections import deque
+from random import Random
 from time import perf_counter_ns
 
 from appliance.frame import MAX_SIDE, PICTURE_FORMATS
-from appliance.inference.messages import Crop, View
+from appliance.inference.messages import PIXEL_BYTES, Crop, View
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
 from appliance.sandbox.emits import EmitError, Emits
 from appliance.sandbox.engine import GuestFailedError
 from appliance.sandbox.messages import (
     LOG_LEVELS,
+    MAX_GUEST_MODEL_BYTES,
     MAX_LOG_LINE,
     MAX_LOGS_PER_FRAME,
+    MAX_PICTURE_BYTES,
     MAX_PIXEL_BYTES,
     MAX_STATE_KEY,
     MAX_STATE_KEYS,
     MAX_STATE_VALUE,
     MAX_WISHES,
+    MODEL_WISHES,
     Done,
     Emit,
     Errno,
@@ -28,14 +35,17 @@ from appliance.sandbox.messages import (
     Inferred,
     Job,
     Log,
+    ModelLoaded,
     PixelData,
     Refused,
     Setup,
     ToWorker,
     WantInference,
+    WantModel,
     WantPixels,
 )
 
+WARNING = 30
 SAMPLES = {"rgb": 3, "gray": 1}
 """Bytes of a pixel, by format."""
 
@@ -43,9 +53,11 @@ SAMPLES = {"rgb": 3, "gray": 1}
 class RefusalError(Exception):
     """The guest may not, or it did not work; ``code`` is the native ABI's, ``str()`` says why."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, *, busy: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.busy = busy
+        """The same, later, may go well."""
 
 
 class ZipperGoneError(Exception):
@@ -56,8 +68,13 @@ class Services:
     """One guest's host. :meth:`begin` before each frame; :meth:`finish` when it is handled."""
 
     def __init__(self, setup: Setup, channel: BlockingChannel[ToWorker], ring: RingReader) -> None:
-        self.models: list[GuestModel] = setup.models
+        self.models: list[GuestModel] = list(setup.models)
+        self.declared = len(setup.models)
+        """How many of them the manifest names; those that the guest brings come after them."""
         self.settings = setup.settings
+        self.setup = setup
+        self.random = Random(os.urandom(32))  # now: a worker that is locked down cannot ask the kernel for chance
+        """Differs from worker to worker and cannot be guessed from outside, but makes no secrets."""
         self.host_calls = 0
         """Calls of host functions since the start: each leaks a little."""
         self._max_calls = setup.host_calls
@@ -67,16 +84,19 @@ class Services:
         self._state = dict(setup.state)
         self._outputs: dict[int, list[bytes]] = {}
         self._waited_ns = 0
-        self._next: Job | None = None
-        """Sent ahead while the frame before is in hand."""
+        self._ahead: deque[Job] = deque()
+        """Sent while the guest still begins, or has the frame before in hand."""
+        self._max_brought = setup.guest_models
+        self._brought: list[tuple[bytes, int]] = []
+        """Models that the guest has brought: what they are, and their handles."""
+        self._told_denial = False
         self._clear(None)
 
     # --- a frame's life ------------------------------------------------------------------------------------
 
     def next(self) -> ToWorker | None:
         """What comes after the frame in hand; None where the zipper has closed the socket."""
-        waiting, self._next = self._next, None
-        return waiting if waiting is not None else self._channel.receive()
+        return self._ahead.popleft() if self._ahead else self._channel.receive()
 
     def begin(self, job: Job) -> None:
         """``job`` is the current frame from now on; what the frame before left undone is forgotten."""
@@ -124,14 +144,23 @@ class Services:
         """The current frame's bytes, read-only, in shared memory."""
         return self._ring.view(self.job().frame)
 
-    def pixels(self, crop: Crop, format: str, width: int, height: int) -> bytes:
-        """``width`` x ``height`` samples (``rgb``: 3 bytes, ``gray``: 1) of a part of the picture, without padding."""
-        needed = width * height * SAMPLES[format]
+    def pixels(self, crop: Crop, format: str, width: int, height: int, data: memoryview | None = None) -> bytes:
+        """``width`` x ``height`` pixels in one of PIXEL_BYTES, without padding.
+
+        They are of a part of the frame's picture, or of the whole picture in ``data`` (a JPEG or PNG file).
+        """
+        needed = width * height * PIXEL_BYTES[format]
         if not needed:
             raise RefusalError(Errno.EINVAL, "no pixels are asked for")
         if needed > MAX_PIXEL_BYTES or max(width, height) > MAX_SIDE:
             raise RefusalError(Errno.ETOOBIG, f"{needed} bytes of pixels are over the limit of {MAX_PIXEL_BYTES}")
-        answer = self._ask(WantPixels(self._crop(crop), format, width, height))
+        if data is None:
+            crop = self._crop(crop)
+        elif len(data) > MAX_PICTURE_BYTES:
+            raise RefusalError(
+                Errno.ETOOBIG, f"a picture of {len(data)} bytes is over the limit of {MAX_PICTURE_BYTES}"
+            )
+        answer = self._ask(WantPixels(crop, format, width, height, None if data is None else bytes(data)))
         if not isinstance(answer, PixelData) or len(answer.data) != needed:
             raise RefusalError(Errno.EFRAME, "the pixels are not as many as asked for")
         return answer.data
@@ -149,6 +178,34 @@ class Services:
         return crop
 
     # --- models --------------------------------------------------------------------------------------------
+
+    def load_model(self, data: memoryview) -> int:
+        """The handle of a model that the guest brings as a file; brought again, the same costs a comparison.
+
+        EDENIED beyond what the manifest's ``guest_models`` allows, ETOOBIG, EMODEL where it cannot be loaded.
+        """
+        for known, model in self._brought:
+            if len(known) == len(data) and known.startswith(data):  # unlike ==, no copy and no element by element
+                return model
+        if len(self._brought) >= self._max_brought:
+            raise self._denied(f"more than {self._max_brought} models of its own (guest_models in handler.toml)")
+        if sum(len(known) for known, _ in self._brought) + len(data) > MAX_GUEST_MODEL_BYTES:
+            raise RefusalError(Errno.ETOOBIG, f"models of its own over {MAX_GUEST_MODEL_BYTES} bytes")
+        kept = bytes(data)
+        answer = self._ask(WantModel(kept))
+        if not isinstance(answer, ModelLoaded):
+            raise RefusalError(Errno.EMODEL, "the model was not loaded")
+        self.models.append(answer.model)
+        self._brought.append((kept, len(self.models) - 1))
+        return len(self.models) - 1
+
+    def _denied(self, what: str) -> RefusalError:
+        """Most guests say no more than a number of it: once, the log says what is wrong."""
+        if not self._told_denial:
+            self._told_denial = True
+            with contextlib.suppress(RefusalError):
+                self.log(WARNING, f"refused: the guest brings {what}".encode())
+        return RefusalError(Errno.EDENIED, f"the guest brings {what}")
 
     def infer_frame(self, model: int, view: View) -> None:
         """Run a model on the current frame; then :meth:`output` has its answer."""
@@ -173,10 +230,11 @@ class Services:
             raise RefusalError(Errno.ENOENT, "the model has not answered about this frame")
         return self._outputs[model][index]
 
-    def _ask(self, wish: WantInference | WantPixels) -> ToWorker:
-        if self._wishes >= MAX_WISHES:
+    def _ask(self, wish: WantInference | WantModel | WantPixels) -> ToWorker:
+        wishes = MODEL_WISHES if isinstance(wish, WantModel) else 1
+        if self._wishes + wishes > MAX_WISHES:
             raise RefusalError(Errno.ETOOBIG, f"more than {MAX_WISHES} inferences and pictures about one frame")
-        self._wishes += 1
+        self._wishes += wishes
         started = perf_counter_ns()
         self._channel.send(wish)
         answer = self._answer()
@@ -184,14 +242,14 @@ class Services:
         if answer is None:
             raise ZipperGoneError
         if isinstance(answer, Refused):
-            raise RefusalError(answer.code, answer.message)
+            raise RefusalError(answer.code, answer.message, busy=answer.busy)
         return answer
 
     def _answer(self) -> ToWorker | None:
-        """The answer to a wish; the next job, which may have come before it, waits its turn."""
+        """The answer to a wish; jobs that come before it wait their turn."""
         message = self._channel.receive()
-        if isinstance(message, Job) and self._next is None:
-            self._next = message
+        while isinstance(message, Job):
+            self._ahead.append(message)
             message = self._channel.receive()
         return message
 

@@ -11,29 +11,35 @@ from typing import Literal, Protocol
 
 from appliance.errors import PeerError
 from appliance.frame import MAX_MODEL_RUNS, MAX_SIDE, ModelRun
-from appliance.inference.messages import LETTERBOX, STRETCH, Crop
+from appliance.inference.messages import LETTERBOX, PIXEL_BYTES, STRETCH, Crop
+from appliance.ipc.report import Lockdown
+from appliance.manifest import Limits
+from appliance.sandbox.budget import Budgets
 from appliance.sandbox.emits import EmitError, Emits
 from appliance.sandbox.messages import (
     LOG_LEVELS,
+    MAX_GUEST_MODEL_BYTES,
     MAX_LOG_LINE,
     MAX_LOGS_PER_FRAME,
+    MAX_PICTURE_BYTES,
     MAX_PIXEL_BYTES,
     MAX_STATE_KEY,
     MAX_STATE_KEYS,
     MAX_STATE_VALUE,
     MAX_TRAP_TEXT,
     MAX_WISHES,
+    MODEL_WISHES,
     Done,
     Emit,
     FromWorker,
     GuestFault,
     Job,
     Loaded,
-    Lockdown,
     Log,
     Started,
     Trapped,
     WantInference,
+    WantModel,
     WantPixels,
 )
 
@@ -41,7 +47,9 @@ Fault = (
     GuestFault
     | Literal[
         "deadline",
+        "forbidden",  # it made a system call that workers may not make
         "protocol",  # its process said what no honest worker says
+        "refused",  # admission does not let its module run
         "model",  # a model it needs cannot be loaded
         "unavailable",  # it failed for good, or so often that the next try is a while away
         "stopped",  # it is being shut down
@@ -74,6 +82,8 @@ class Finished:
     outcome: Literal["ok"] | Fault
     message: str = ""
     """What went wrong, for a person; empty when all went well."""
+    backtrace: tuple[str, ...] = ()
+    """Where in its code the guest failed, innermost function first; empty where that is not known."""
     emits: tuple[Emit, ...] = ()
     """Validated: allowed tags, bounded sizes, well-formed documents."""
     models: tuple[ModelRun, ...] = ()
@@ -103,9 +113,16 @@ class Broken:
 
     fault: Fault
     message: str
+    backtrace: tuple[str, ...] = ()
 
 
-Event = Loaded | Running | Finished | Broken | WantInference | WantPixels | Log
+@dataclass(frozen=True, slots=True)
+class LineDropped:
+    """The guest has said more than its budget allows."""
+
+
+Wish = WantInference | WantModel | WantPixels
+Event = Loaded | Running | Finished | Broken | Wish | Log | LineDropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +133,22 @@ class Rules:
     """Seconds of the guest's own per frame, after which it is killed."""
     tags: Collection[int]
     inputs: Sequence[Sequence[int]]
-    """Bytes of each input of each model it may use."""
+    """Bytes of each input of each model it may use; those it brings come after them."""
 
 
 class Session:
     """One worker's life. ``deadline`` says when it must be killed, None while it owes nothing."""
 
-    def __init__(self, rules: Rules, state: Mapping[str, bytes], now: float) -> None:
+    def __init__(self, rules: Rules, state: Mapping[str, bytes], now: float, budgets: Budgets | None = None) -> None:
+        """``budgets`` outlive the worker: those of a handler's last one are those of its next."""
         self.state = dict(state)
         """The guest's keys and values after the last frame that was handled."""
         self.starting = True
         self.told_nothing_since_a_frame = False
         """Its last word was the end of a frame: an orderly exit now loses nothing."""
         self._rules = rules
+        self._inputs = list(rules.inputs)
+        self._budgets = budgets or Budgets(Limits(), now)
         self._lockdown: Lockdown | None = None
         self._jobs: deque[Job] = deque()
         self._asked_at: float | None = None
@@ -171,7 +191,7 @@ class Session:
         self.told_nothing_since_a_frame = False
         match message:
             case Log():
-                return self._logged(message)
+                return self._logged(message, now)
             case Trapped():
                 return self._trapped(message, now)
             case Loaded() if self._lockdown is None:
@@ -184,7 +204,7 @@ class Session:
                 return Running(self._lockdown)
             case Done() if not self.starting:
                 return self._done(message, now)
-            case WantInference() | WantPixels() if not self.starting:
+            case WantInference() | WantModel() | WantPixels() if self._may_wish(message):
                 return self._wished(message, now)
             case _:
                 raise PeerError(f"a {type(message).__name__} is not due")
@@ -193,18 +213,22 @@ class Session:
         """The wish was answered: with ``result`` where it was an inference that went well, or with a refusal."""
         if self._asked_at is None:
             raise RuntimeError("nothing was asked")
-        waited_us = round((now - self._asked_at) * 1e6)
-        self._account = _charged(self._account, waited_us, result)
+        if not self.starting:
+            self._account = _charged(self._account, round((now - self._asked_at) * 1e6), result)
         if refusal:
             self._refusal = refusal
         self._asked_at = None
         self._running_since = now
 
-    def abandon(self, fault: Fault, message: str, now: float) -> Finished | None:
+    def brought(self, inputs: Sequence[int]) -> None:
+        """The worker has been told of one more model, with inputs of so many bytes."""
+        self._inputs.append(inputs)
+
+    def abandon(self, fault: Fault, message: str, now: float, backtrace: tuple[str, ...] = ()) -> Finished | None:
         """The worker is dead: the end of the job it had in hand, if any. :meth:`unread` has the others."""
         if self.job is None:
             return None
-        return self._end(fault, message, self._own_us(now))
+        return replace(self._end(fault, message, self._own_us(now)), backtrace=backtrace)
 
     def unread(self) -> deque[Job]:
         """Take back the jobs that the worker cannot have looked at."""
@@ -213,19 +237,20 @@ class Session:
 
     # --- messages ------------------------------------------------------------------------------------------
 
-    def _logged(self, line: Log) -> Log:
+    def _logged(self, line: Log, now: float) -> Log | LineDropped:
         self._logs += 1
         if self._logs > MAX_LOGS_PER_FRAME or len(line.text) > MAX_LOG_LINE or line.level not in LOG_LEVELS:
             raise PeerError("more log than an honest worker sends")
-        return line
+        return line if self._budgets.log(now) else LineDropped()
 
     def _trapped(self, trapped: Trapped, now: float) -> Finished | Broken:
         if len(trapped.message) > MAX_TRAP_TEXT:
             raise PeerError("a longer explanation than an honest worker gives")
         message = printable(f"{trapped.message}; {self._refusal}" if self._refusal else trapped.message)
+        backtrace = tuple(map(printable, trapped.backtrace))
         if trapped.fatal or self.starting:
-            return Broken(trapped.kind, message)
-        return self._finish(trapped.kind, message, self._own_us(now), now)
+            return Broken(trapped.kind, message, backtrace)
+        return replace(self._finish(trapped.kind, message, self._own_us(now), now), backtrace=backtrace)
 
     def _done(self, done: Done, now: float) -> Finished:
         emits = Emits(self._rules.tags)
@@ -236,29 +261,39 @@ class Session:
             raise PeerError(f"an honest worker would not have passed this on: {error}") from error
         self.state = _changed(self.state, done.state)
         guest_us = min(max(0, done.guest_us), self._own_us(now))
-        return replace(self._finish("ok", "", guest_us, now), emits=tuple(emits.frames), gas=max(0, done.gas))
+        finished = self._finish("ok", "", guest_us, now)
+        excess = self._budgets.emit(emits.frames, now)
+        if excess:  # the worker has handled the frame and holds its new state: only what it emitted is withheld
+            return replace(finished, outcome="budget", message=excess, gas=max(0, done.gas))
+        return replace(finished, emits=tuple(emits.frames), gas=max(0, done.gas))
 
-    def _wished(self, wish: WantInference | WantPixels, now: float) -> WantInference | WantPixels:
-        self._wishes += 1
+    def _may_wish(self, wish: Wish) -> bool:
+        """Models may be loaded before there is a frame."""
+        return not self.loading if isinstance(wish, WantModel) else not self.starting
+
+    def _wished(self, wish: Wish, now: float) -> Wish:
+        self._wishes += MODEL_WISHES if isinstance(wish, WantModel) else 1
         if self._wishes > MAX_WISHES:
             raise PeerError(f"more than {MAX_WISHES} wishes about one frame")
         if isinstance(wish, WantInference):
             self._check_inference(wish)
-        else:
+        elif isinstance(wish, WantPixels):
             _check_pixels(wish)
+        elif len(wish.data) > MAX_GUEST_MODEL_BYTES:
+            raise PeerError("a model over the limit")
         self._left -= self._running(now)
         self._running_since = None
         self._asked_at = now
         return wish
 
     def _check_inference(self, wish: WantInference) -> None:
-        if not 0 <= wish.model < len(self._rules.inputs):
+        if not 0 <= wish.model < len(self._inputs):
             raise PeerError(f"a wish for model {wish.model}, which the handler has not declared")
         if wish.tensors is None:
             _check_crop(wish.view.crop)
             if wish.view.fit not in (STRETCH, LETTERBOX):
                 raise PeerError("an unknown way to fit a picture")
-        elif [len(tensor) for tensor in wish.tensors] != list(self._rules.inputs[wish.model]):
+        elif [len(tensor) for tensor in wish.tensors] != list(self._inputs[wish.model]):
             raise PeerError("tensors that are not as long as the model's inputs")
 
     # --- accounts ------------------------------------------------------------------------------------------
@@ -335,8 +370,10 @@ def _check_crop(crop: Crop) -> None:
 
 def _check_pixels(wish: WantPixels) -> None:
     _check_crop(wish.crop)
-    samples = {"rgb": 3, "gray": 1}.get(wish.format)
+    samples = PIXEL_BYTES.get(wish.format)
     if samples is None or not (1 <= wish.width <= MAX_SIDE and 1 <= wish.height <= MAX_SIDE):
         raise PeerError("a wish for pixels of unknown format or size")
     if wish.width * wish.height * samples > MAX_PIXEL_BYTES:
         raise PeerError("a wish for more pixels than the limit")
+    if wish.data is not None and len(wish.data) > MAX_PICTURE_BYTES:
+        raise PeerError("a picture over the limit")

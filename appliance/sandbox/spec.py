@@ -14,6 +14,7 @@ from appliance.manifest import (
     MAX_LABELS_BYTES,
     MAX_MODULE_BYTES,
     CommandUse,
+    EngineName,
     Limits,
     Manifest,
     ModelUse,
@@ -55,7 +56,7 @@ class HandlerSpec:
     models: tuple[HandlerModel, ...]
     settings: Mapping[str, str]
     limits: Limits
-    engine: str = "wasm3"
+    engine: EngineName = "wasm3"
     guest_models: int = 0
     """How many models the module may bring itself."""
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -138,9 +139,14 @@ def _model(
             f"name one with --set {handler}.{use.name}.model=PATH"
         )
     labels = _file(directory, use.labels, files.get(f"{use.name}.labels"))
-    digest = digest_of(path)
+    model = model_spec(path, digest_of(path), inference, unit_range=use.unit_range)
+    return HandlerModel(use.name, model, _labels(labels) if labels else (), use.fit, use.ahead)
+
+
+def model_spec(path: Path, digest: str, inference: InferenceConfig, *, unit_range: bool = False) -> ModelSpec:
+    """How a model is run, whoever brings it: as the configuration says, with its twin where it has one."""
     twin = inference.twins.get(digest)
-    model = ModelSpec(
+    return ModelSpec(
         path=path,
         digest=digest,
         runtime=inference.runtime,
@@ -148,9 +154,8 @@ def _model(
         delegate=inference.delegate,
         delegate_options=tuple(sorted(inference.delegate_options.items())),
         twin=Path(twin).expanduser() if twin else None,
-        unit_range=use.unit_range,
+        unit_range=unit_range,
     )
-    return HandlerModel(use.name, model, _labels(labels) if labels else (), use.fit, use.ahead)
 
 
 def _file(directory: Path, own: str | None, chosen: str | None) -> Path | None:

@@ -1,22 +1,22 @@
 """The process that runs one handler: set up, locked down, then one frame after another.
 
-Forked from the zygote, which has imported all this already. Its standard output and error lead nowhere (wasm3 prints
-a backtrace of thousands of lines for a trap), so whatever must be known goes through the socket.
+Forked from the zygote, which has imported all this already. Its standard output leads nowhere and its standard error
+to itself (wasm3 prints a backtrace there), so whatever must be known goes through the socket.
 """
 
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import process_time
 
 from appliance.errors import PeerError
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.ring import RingReader
 from appliance.sandbox.abi import Abi, bind
-from appliance.sandbox.engine import Engine, GuestFailedError, Instance, open_engine
+from appliance.sandbox.engine import GuestFailedError, Instance, open_engine
 from appliance.sandbox.engine.calibration import Allowance, gas_per_ms
-from appliance.sandbox.lockdown import COMPILED_CALLS, LOADING_CALLS, forbid_code, lock_down
+from appliance.sandbox.lockdown import CALLS, LOADING, forbid_code, lock_down
 from appliance.sandbox.messages import MAX_TRAP_TEXT, GuestFault, Job, Loaded, Setup, Started, ToWorker, Trapped
 from appliance.sandbox.services import Services, ZipperGoneError
 
@@ -58,8 +58,8 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}; at {', '.join(places)}"
 
 
-def _tell(channel: BlockingChannel[ToWorker], kind: GuestFault, message: str) -> None:
-    channel.send(Trapped(kind, message[-MAX_TRAP_TEXT:], fatal=True))
+def _tell(channel: BlockingChannel[ToWorker], kind: GuestFault, message: str, backtrace: Sequence[str] = ()) -> None:
+    channel.send(Trapped(kind, message[-MAX_TRAP_TEXT:], fatal=True, backtrace=list(backtrace)))
 
 
 def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
@@ -71,7 +71,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
     engine = open_engine(setup.engine)
     engine.prepare(setup.memory_bytes)
     services = Services(setup, channel, ring)
-    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds, _calls(engine))
+    lockdown = lock_down(setup.memory_bytes, setup.cpu_seconds, LOADING if engine.LOADS_CODE else CALLS)
     try:
         instance = engine.load(setup.module, setup.memory_bytes)
         if engine.LOADS_CODE:
@@ -81,7 +81,7 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         abi = bind(setup.abi, instance, services)
         guest.run(abi.start)
     except GuestFailedError as error:
-        _tell(channel, error.kind, str(error))
+        _tell(channel, error.kind, str(error), error.backtrace)
         return FAILED
     channel.send(Started())
     traps = 0
@@ -94,10 +94,6 @@ def _serve(channel: BlockingChannel[ToWorker], ring: RingReader) -> int:
         services.begin(job)
         traps += not _handle(channel, services, guest, abi)
     return DONE
-
-
-def _calls(engine: Engine) -> tuple[str, ...]:
-    return (*COMPILED_CALLS, *LOADING_CALLS) if engine.LOADS_CODE else ()
 
 
 class _Guest:
@@ -132,6 +128,7 @@ def _handle(channel: BlockingChannel[ToWorker], services: Services, guest: _Gues
     try:
         channel.send(services.finish(guest.run(abi.handle)))
     except GuestFailedError as error:
-        channel.send(Trapped(error.kind, str(error)[:MAX_TRAP_TEXT], fatal=False))
+        message = str(error)[:MAX_TRAP_TEXT]
+        channel.send(Trapped(error.kind, message, fatal=False, backtrace=list(error.backtrace)))
         return error.kind not in ABANDONED
     return True

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -9,7 +10,10 @@ from typing import Self
 from appliance.frame import PICTURE_FORMATS, Frame, Producer
 from appliance.inference.broker import Broker
 from appliance.inference.messages import View
-from appliance.sandbox.host import HandlerHost, HandlerStatus
+from appliance.sandbox.capsule import Crash, Handled, within_bounds
+from appliance.sandbox.failure import FAULTS, Failure
+from appliance.sandbox.guest_models import GuestModelStore
+from appliance.sandbox.host import Admits, HandlerHost, HandlerStatus
 from appliance.sandbox.messages import Job
 from appliance.sandbox.session import Finished
 from appliance.sandbox.spawning import Zygote
@@ -24,13 +28,39 @@ class _InHand:
 
 
 class LocalHandler:
-    """``async with LocalHandler(…)``: observes while the block lasts."""
+    """``async with LocalHandler(…)``: observes while the block lasts.
 
-    def __init__(self, spec: HandlerSpec, zipper: Zipper, zygote: Zygote, broker: Broker) -> None:
+    ``quarantined`` is the failure for which it may not run until it is released. ``on_crash`` gets what is there to
+    understand a failure by: at the 1st, 2nd, 4th, 8th … of a kind.
+    """
+
+    def __init__(
+        self,
+        spec: HandlerSpec,
+        zipper: Zipper,
+        zygote: Zygote,
+        broker: Broker,
+        *,
+        admission: Admits,
+        guest_models: GuestModelStore | None = None,
+        quarantined: Failure | None = None,
+        on_crash: Callable[[Crash], None] = lambda _: None,
+    ) -> None:
         self.spec = spec
         self._zipper = zipper
         self._broker = broker
-        self._host = HandlerHost(spec, zygote, broker, self._finished)
+        self._host = HandlerHost(
+            spec,
+            zygote,
+            broker,
+            self._finished,
+            admission=admission,
+            guest_models=guest_models,
+            quarantined=quarantined,
+        )
+        self._on_crash = on_crash
+        self._handled: tuple[Handled, ...] = ()
+        self._state = self._host.guest_state
         self.failed: Counter[str] = Counter()
         """Frames that came to no good, by outcome."""
         self._in_hand: dict[int, _InHand] = {}
@@ -51,11 +81,19 @@ class LocalHandler:
     def status(self) -> HandlerStatus:
         return self._host.status
 
+    def release(self) -> None:
+        """Out of quarantine."""
+        self._host.release()
+
+    def written(self, failure: Failure, capsule: str) -> None:
+        """What ``on_crash`` was told of is in the file of that name."""
+        self._host.written(failure, capsule)
+
     def _deliver(self, ticket: Ticket) -> None:
         frame, ref = ticket.frame, ticket.ref
         if ref is None:
             raise AssertionError("an observer in memory got a frame that is not")
-        if frame.format in PICTURE_FORMATS:
+        if frame.format in PICTURE_FORMATS and self._host.accepting:
             for model, view in self._ahead:  # inference begins now, the guest asks later
                 self._broker.begin(model, ref, view)
         self._in_hand[ref.key] = _InHand(ticket, time.time_ns())
@@ -65,12 +103,26 @@ class LocalHandler:
         in_hand = self._in_hand.pop(finished.job.frame.key)
         if finished.outcome != "ok":
             self.failed[finished.outcome] += 1
+        self._remember(in_hand.ticket.frame, finished)
         if finished.emits:
             producer = Producer(self.spec.name, self.spec.version, finished.models)
             origin = timed(in_hand.ticket.frame, finished, in_hand.delivered_ns, time.time_ns())
             for emit in finished.emits:
                 self._zipper.emit(origin.derive(emit.tag, emit.format, emit.payload, producer), in_hand.ticket)
         self._zipper.finished(self.spec.name, in_hand.ticket)
+
+    def _remember(self, frame: Frame, finished: Finished) -> None:
+        """Keep the last frames at hand, and hand them over when the guest has failed on the newest."""
+        if finished.outcome in ("unavailable", "stopped"):
+            return  # the guest has not seen it
+        self._handled = within_bounds((*self._handled, Handled(frame, self._state)))
+        self._state = self._host.guest_state
+        if finished.outcome not in FAULTS:
+            return
+        status = self._host.status
+        count = status.faults[finished.outcome]
+        if count & (count - 1) == 0 and status.last_failure is not None:
+            self._on_crash(Crash(self.spec, status.last_failure, self._handled))
 
 
 def timed(frame: Frame, finished: Finished, delivered_ns: int, now_ns: int) -> Frame:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import simplejpeg
 import tiny_models
 from pictures import samples, write
 from tiny_models import Save
@@ -98,11 +99,23 @@ async def test_pixels_come_from_a_process_without_a_model(broker: Broker, ring: 
     frame = write(ring, picture)
     assert await broker.pixels(frame, Crop(2, 2, 4, 3), "rgb", 4, 3) == picture[2:5, 2:6].tobytes()
     assert len(await broker.pixels(write(ring, picture, "jpeg"), Crop(), "gray", 160, 120)) == 160 * 120
-    with pytest.raises(ModelError, match="rgb or gray"):
-        await broker.pixels(frame, Crop(), "bgr", 4, 3)
+    with pytest.raises(ModelError, match="pixels come as rgb, gray, bgr, rgb32f, bgr32f"):
+        await broker.pixels(frame, Crop(), "jpeg", 4, 3)
     with pytest.raises(ModelError, match=str(MAX_TENSOR_BYTES)):
         await broker.pixels(frame, Crop(), "rgb", 1 << 20, 1 << 20)
     assert status(broker, "pixels").run is None
+
+
+async def test_pictures_that_guests_bring_take_turns(broker: Broker, ring: RingWriter) -> None:
+    frame = ring.write(b"{}", "json", 0, 0)
+    assert frame is not None
+    picture = samples(8, 8)
+    files = [simplejpeg.encode_jpeg(picture, 95), b"neither"] * 4
+    asked = (broker.pixels(frame, Crop(), "bgr32f", 8, 8, file) for file in files)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [bytes, PeerError] * 4
+    assert {len(answer) for answer in answers if isinstance(answer, bytes)} == {8 * 8 * 12}
+    assert status(broker, "pixels").restarts == 0
 
 
 async def test_a_model_that_takes_no_picture_says_what_it_takes(broker: Broker, ring: RingWriter, save: Save) -> None:

@@ -1,10 +1,7 @@
 """Delegates: a real external delegate library, compiled here, in both runtimes."""
 
-import importlib.util
 import logging
-import shutil
-import subprocess
-import sys
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,30 +15,25 @@ from appliance.inference.broker import Broker
 from appliance.inference.delegate import device_name
 from appliance.inference.messages import Ready, View
 from appliance.inference.model import ModelSpec
+from appliance.inference.process import ModelProcess
 from appliance.ipc.ring import RingWriter
 
-SOURCE = Path(__file__).with_name("delegate") / "counting_delegate.c"
 WHOLE = View()
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The counting delegate, named as a delegate for a device called ``counting``."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is not None:
-        command = [compiler]
-    elif importlib.util.find_spec("ziglang") is not None:
-        command = [sys.executable, "-m", "ziglang", "cc"]
-    else:
-        pytest.skip("needs a C compiler: install gcc or ziglang")
-    path = tmp_path_factory.mktemp("delegate") / "libcounting_delegate.so.1"
-    subprocess.run([*command, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, SOURCE], check=True)
-    return str(path)
+Log = dict[ModelProcess, bytes]
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "delegate.log"
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    """What processes have said on standard error, by process: no file can be written there."""
+    said: Log = {}
+    hear = ModelProcess._hear
+
+    def heard(process: ModelProcess) -> None:
+        hear(process)
+        said[process] = process._last_words
+
+    monkeypatch.setattr(ModelProcess, "_hear", heard)
+    return said
 
 
 @pytest.fixture
@@ -50,13 +42,12 @@ async def broker(ring: RingWriter) -> AsyncIterator[Broker]:
         yield broker
 
 
-def calls(log: Path) -> list[str]:
-    return log.read_text().split() if log.exists() else []
+def calls(log: Log) -> list[str]:
+    return re.findall("counting: (.*)", b"".join(log.values()).decode())
 
 
-def delegated(save: Save, library: str, log: Path, runtime: str = "litert", **options: str) -> ModelSpec:
-    settings = {"log": str(log), **options}
-    return save(tiny_models.echo(), runtime=runtime, delegate=library, delegate_options=tuple(settings.items()))
+def delegated(save: Save, library: str, runtime: str = "litert", **options: str) -> ModelSpec:
+    return save(tiny_models.echo(), runtime=runtime, delegate=library, delegate_options=tuple(options.items()))
 
 
 def device(ready: Ready) -> str:
@@ -65,9 +56,9 @@ def device(ready: Ready) -> str:
 
 
 async def test_a_delegate_that_takes_the_model_is_named_in_the_results(
-    broker: Broker, ring: RingWriter, save: Save, library: str, log: Path, runtime: str
+    broker: Broker, ring: RingWriter, save: Save, library: str, log: Log, runtime: str
 ) -> None:
-    spec = delegated(save, library, log, runtime, claim="all")
+    spec = delegated(save, library, runtime, claim="all")
     ready = await broker.ready(spec)
     assert (device(ready), ready.note) == ("counting", "")
     assert calls(log) == ["create", "prepare"]
@@ -77,9 +68,9 @@ async def test_a_delegate_that_takes_the_model_is_named_in_the_results(
 
 
 async def test_a_delegate_that_takes_no_part_is_not_named(
-    broker: Broker, ring: RingWriter, save: Save, library: str, log: Path, runtime: str
+    broker: Broker, ring: RingWriter, save: Save, library: str, log: Log, runtime: str
 ) -> None:
-    spec = delegated(save, library, log, runtime)
+    spec = delegated(save, library, runtime)
     ready = await broker.ready(spec)
     assert calls(log) == ["create", "prepare"]
     assert device(ready) == "cpu"
@@ -88,10 +79,10 @@ async def test_a_delegate_that_takes_no_part_is_not_named(
 
 
 async def test_a_delegate_is_taken_down_in_order(
-    ring: RingWriter, save: Save, library: str, log: Path, runtime: str
+    ring: RingWriter, save: Save, library: str, log: Log, runtime: str
 ) -> None:
     async with Broker(ring.fd) as broker:
-        await broker.ready(delegated(save, library, log, runtime, claim="all"))
+        await broker.ready(delegated(save, library, runtime, claim="all"))
     assert calls(log) == ["create", "prepare", "destroy"]
 
 
@@ -100,11 +91,10 @@ async def test_without_the_device_the_cpu_runs_the_model_and_says_so(
     ring: RingWriter,
     save: Save,
     library: str,
-    log: Path,
     runtime: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    spec = delegated(save, library, log, runtime, fail="create")
+    spec = delegated(save, library, runtime, fail="create")
     with caplog.at_level(logging.WARNING, "inference"):
         ready = await broker.ready(spec)
     assert device(ready) == "cpu"
@@ -131,18 +121,18 @@ async def test_a_library_that_is_no_delegate_is_left_out(broker: Broker, save: S
 
 
 async def test_a_delegate_that_refuses_the_model_is_left_out(
-    broker: Broker, save: Save, library: str, log: Path, runtime: str
+    broker: Broker, save: Save, library: str, log: Log, runtime: str
 ) -> None:
-    ready = await broker.ready(delegated(save, library, log, runtime, fail="prepare"))
+    ready = await broker.ready(delegated(save, library, runtime, fail="prepare"))
     assert device(ready) == "cpu"
     assert "runs on the CPU" in ready.note
     assert calls(log)[:2] == ["create", "prepare"]
 
 
 async def test_a_delegate_that_ends_the_process_is_left_out(
-    broker: Broker, ring: RingWriter, save: Save, library: str, log: Path, runtime: str
+    broker: Broker, ring: RingWriter, save: Save, library: str, log: Log, runtime: str
 ) -> None:
-    spec = delegated(save, library, log, runtime, fail="abort")
+    spec = delegated(save, library, runtime, fail="abort")
     ready = await broker.ready(spec)
     assert device(ready) == "cpu"
     assert "ended the process (it was ended by SIGABRT); check the device, then restart" in ready.note
@@ -154,11 +144,11 @@ async def test_a_delegate_that_ends_the_process_is_left_out(
 
 
 async def test_the_twin_runs_on_the_delegate(
-    broker: Broker, save: Save, library: str, log: Path, runtime: str, tmp_path: Path
+    broker: Broker, save: Save, library: str, runtime: str, tmp_path: Path
 ) -> None:
     twin = tmp_path / "model_twin.tflite"
     twin.write_bytes(tiny_models.echo((1, 16, 12, 1)))
-    spec = delegated(save, library, log, runtime, claim="all")
+    spec = delegated(save, library, runtime, claim="all")
     spec = ModelSpec(
         spec.path, spec.digest, runtime, delegate=library, delegate_options=spec.delegate_options, twin=twin
     )
@@ -179,9 +169,7 @@ async def test_without_the_delegate_the_cpu_model_runs_instead_of_the_twin(
     assert (inference.run.model, inference.run.digest, inference.run.device) == ("model.tflite", spec.digest, "cpu")
 
 
-async def test_a_missing_twin_is_said_to_be_missing(
-    broker: Broker, save: Save, library: str, log: Path, tmp_path: Path
-) -> None:
+async def test_a_missing_twin_is_said_to_be_missing(broker: Broker, save: Save, library: str, tmp_path: Path) -> None:
     spec = save(tiny_models.echo(), delegate=library, twin=tmp_path / "none_edgetpu.tflite")
     ready = await broker.ready(spec)
     assert device(ready) == "cpu"

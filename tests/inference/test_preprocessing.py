@@ -11,7 +11,7 @@ from PIL import Image
 
 from appliance.errors import HandlerError, PeerError
 from appliance.inference import preprocessing
-from appliance.inference.messages import Crop, GetPixels, TensorInfo, View
+from appliance.inference.messages import PIXEL_BYTES, Crop, GetPixels, TensorInfo, View
 from appliance.inference.preprocessing import PADDING, PictureInput, letterbox, pixels
 from appliance.ipc.ring import FrameRef, RingReader, RingWriter
 
@@ -294,12 +294,12 @@ def test_pixels_are_rows_of_samples(ring: RingWriter, reader: RingReader) -> Non
 
 
 @settings(deadline=None)
-@given(integers, integers, st.sampled_from(["rgb", "gray", "bgr"]))
+@given(integers, integers, st.sampled_from(["rgb", "gray", "bgr32f", "jpeg"]))
 @example(2048, 2048, "rgb")
 def test_pixels_are_few_enough_or_refused(width: int, height: int, format: str) -> None:
     picture = samples(4, 4)
     payload, frame = frame_of(picture.tobytes(), "rgb", 4, 4)
-    channels = {"rgb": 3, "gray": 1}.get(format, 0)
+    channels = PIXEL_BYTES.get(format, 0)
     possible = channels > 0 and width > 0 and height > 0 and width * height * channels <= 12 << 20
     assume(not possible or width * height < 1 << 22)
     if possible:
@@ -307,3 +307,80 @@ def test_pixels_are_few_enough_or_refused(width: int, height: int, format: str) 
     else:
         with pytest.raises(HandlerError):
             pixels(payload, ask_pixels(frame, Crop(), format, width, height))
+
+
+def brought(data: bytes, format: str = "rgb", size: tuple[int, int] = (4, 3)) -> bytes:
+    """Pixels of a picture that a guest brings, whatever the frame is."""
+    return pixels(None, GetPixels(1, FrameRef(1, 0, 0, "json", 0, 0), Crop(), format, *size, data))
+
+
+def as_file(picture: np.ndarray, format: str, mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).convert(mode).save(file, format)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "I;16"])
+def test_a_png_of_any_kind_becomes_rgb(mode: str) -> None:
+    picture = samples(16, 12)
+    if mode == "I;16":
+        file = io.BytesIO()
+        Image.fromarray(picture[:, :, 0].astype(np.uint16)).save(file, "PNG")
+        data = file.getvalue()
+    else:
+        data = as_file(picture, "PNG", mode)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert brought(data, "rgb", (16, 12)) == expected.tobytes()
+
+
+def test_the_layouts_of_pixels() -> None:
+    picture = samples(4, 3)
+    data = as_file(picture, "PNG")
+    rgb = np.frombuffer(brought(data), np.uint8).reshape(3, 4, 3)
+    assert np.array_equal(rgb, picture)
+    assert brought(data, "bgr") == picture[:, :, ::-1].tobytes()
+    assert brought(data, "rgb32f") == (picture / 255).astype("<f4").tobytes()
+    assert brought(data, "bgr32f") == (picture[:, :, ::-1] / 255).astype("<f4").tobytes()
+
+
+def test_a_jpeg_that_is_brought_is_decoded_as_a_frame_is() -> None:
+    payload = simplejpeg.encode_jpeg(samples(64, 48), 95)
+    frame = FrameRef(1, 0, len(payload), "jpeg", 64, 48)
+    request = GetPixels(1, frame, Crop(), "rgb", 7, 5)
+    assert brought(payload, "rgb", (7, 5)) == pixels(memoryview(payload), request)
+
+
+def header(width: int, height: int, chunk: bytes = b"IHDR") -> bytes:
+    return preprocessing.PNG_HEADER.pack(preprocessing.PNG_SIGNATURE, 13, chunk, width, height)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"GIF89a",
+        as_file(samples(8, 8), "BMP"),
+        preprocessing.PNG_SIGNATURE,
+        header(8, 8, b"IDAT"),
+        header(8, 8),
+        header(0, 8) + bytes(40),
+        header(preprocessing.MAX_PICTURE_SIDE + 1, 8) + bytes(40),
+        header(8000, 8000) + bytes(40),
+        as_file(samples(8, 8), "PNG")[:60],
+    ],
+    ids=["empty", "gif", "bmp", "no-header", "no-ihdr", "cut", "no-width", "wide", "many-pixels", "half"],
+)
+def test_what_is_no_picture_is_refused_when_it_is_brought(data: bytes) -> None:
+    with pytest.raises(PeerError):
+        brought(data)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["PNG", "JPEG"]), st.data())
+def test_a_damaged_picture_that_is_brought_decodes_or_is_refused(format: str, data: st.DataObject) -> None:
+    file = bytearray(as_file(samples(24, 16), format))
+    for _ in range(data.draw(st.integers(1, 4))):
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    del file[data.draw(st.integers(1, len(file))) :]
+    with contextlib.suppress(PeerError, HandlerError):
+        assert len(brought(bytes(file))) == 36

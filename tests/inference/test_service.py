@@ -24,7 +24,7 @@ from appliance.inference.messages import (
 )
 from appliance.inference.preprocessing import PictureInput
 from appliance.inference.runtime import Runtime
-from appliance.inference.service import Service
+from appliance.inference.service import NO_MEMORY, Service
 from appliance.ipc.packets import BlockingChannel, socket_pair
 from appliance.ipc.ring import FrameRef, RingReader, RingWriter
 
@@ -180,6 +180,21 @@ def test_faults_are_told_apart_and_the_next_request_is_served(zipper: Channel, r
         assert isinstance(answer, Failed)
         assert (answer.id, answer.fault) == (request.id, fault)
     zipper.send(Infer(7, frame, WHOLE))
+    assert isinstance(zipper.receive(), Outputs)
+
+
+def test_a_picture_that_takes_too_much_memory_is_its_own_fault(
+    watched: Watched, zipper: Channel, ring: RingWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise MemoryError
+
+    frame = write(ring, samples(8, 8))
+    with monkeypatch.context() as patched:
+        patched.setattr(watched, "fill", fill)
+        zipper.send(Infer(1, frame, WHOLE))
+        assert zipper.receive() == Failed(1, "frame", NO_MEMORY)
+    zipper.send(Infer(2, frame, WHOLE))
     assert isinstance(zipper.receive(), Outputs)
 
 

@@ -1,9 +1,9 @@
-"""What a guest that has broken out of wasm3 would try: ``python escape_attempts.py LOCK [UID]``.
+"""What a guest that has broken out of wasm3 would try, or a model out of TFLite.
 
-Each attempt is made in a process of its own, forked like a worker. LOCK is ``free`` (not locked down: only what harms
-nobody is tried), ``full``, ``compiled`` (as with an engine that loads compiled code, once it has), or ``unfiltered``
-(as where libseccomp is absent). Prints JSON: by attempt,
-0 where it succeeded, an errno, or minus the signal that killed it.
+``python escape_attempts.py WHO LOCK [UID]``: each attempt is made in a process of its own, locked down like WHO:
+``worker``, ``compiled`` (a worker with an engine that loads compiled code, once it has), ``model`` or ``delegate``.
+LOCK is ``free`` (not locked down: only what harms nobody is tried), ``full``, or ``unfiltered`` (as where libseccomp is
+absent). Prints JSON: by attempt, 0 where it succeeded, an errno, or minus the signal that killed it.
 """
 
 import ctypes
@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from appliance.errors import DeviceError
+from appliance.inference import lockdown as models
+from appliance.ipc import lockdown as measures
+from appliance.ipc.calls import Calls
 from appliance.sandbox import lockdown
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -32,6 +35,19 @@ X32_GETPID = 0x4000_0000 + 39
 PTRACE_SEIZE = 0x4206
 PR_SET_DUMPABLE, PR_SET_SECCOMP = 4, 22
 CLONE_NEWUSER = 0x1000_0000
+
+
+def _compiled() -> None:
+    lockdown.lock_down(1 << 20, 10, lockdown.LOADING)
+    lockdown.forbid_code()
+
+
+LOCKS: dict[str, Callable[[], object]] = {
+    "worker": lambda: lockdown.lock_down(1 << 20, 10),
+    "compiled": _compiled,
+    "model": lambda: models.lock_down(0, ""),
+    "delegate": lambda: models.lock_down(0, "libedgetpu.so.1"),
+}
 
 
 def call(function: Callable[..., int], *arguments: object) -> None:
@@ -51,6 +67,7 @@ class Attempts:
     def __init__(self, directory: str) -> None:
         self.file = Path(directory) / "precious"
         self.file.touch()
+        self.parent = os.getpid()  # of those that try
         self.page = mmap.mmap(-1, mmap.PAGESIZE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.page))
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -64,16 +81,20 @@ class Attempts:
         return {
             "nothing": lambda: None,
             "open": lambda: os.open("/etc/passwd", os.O_RDONLY),
+            "write": lambda: os.open(self.file, os.O_WRONLY),
             "environ": lambda: os.open("/proc/self/environ", os.O_RDONLY),
+            "environ of the parent": lambda: os.open(f"/proc/{self.parent}/environ", os.O_RDONLY),
             "stat": lambda: os.stat("/etc/passwd"),  # noqa: PTH116 - one call
             "unlink": lambda: os.unlink(self.file),  # noqa: PTH108 - one call
             "socket": lambda: call(libc.socket, socket.AF_INET, socket.SOCK_STREAM, 0),
+            "unix socket": lambda: call(libc.socket, socket.AF_UNIX, socket.SOCK_STREAM, 0),
             "connect": lambda: self.ours.connect(LISTENER),
             "pass a descriptor": lambda: socket.send_fds(self.ours, [b"x"], [0]),
             "fork": fork,
             "execve": lambda: os.execv("/bin/true", ["true"]),
-            "ptrace": lambda: call(libc.ptrace, PTRACE_SEIZE, os.getppid(), None, None),
-            "kill": lambda: os.kill(os.getppid(), 0),
+            "ptrace": lambda: call(libc.ptrace, PTRACE_SEIZE, self.parent, None, None),
+            "kill": lambda: os.kill(self.parent, 0),
+            "kill a thread": lambda: call(libc.tgkill, self.parent, self.parent, 0),
             "memfd_create": lambda: os.memfd_create("x"),
             "mprotect": lambda: call(libc.mprotect, ctypes.c_void_p(self.address), mmap.PAGESIZE, executable),
             "mmap": lambda: call(libc.mmap, None, mmap.PAGESIZE, executable, anonymous, -1, 0),
@@ -116,7 +137,7 @@ def _try(attempt: Callable[[], object], lock: Callable[[], object]) -> NoReturn:
 
 
 def main() -> None:
-    kind, *user = sys.argv[1:]
+    who, kind, *user = sys.argv[1:]
     lockdown.prepare()
     if user:
         id = int(user[0])
@@ -125,27 +146,16 @@ def main() -> None:
         os.setresuid(id, id, id)
         libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # as it is in a process that was started so
     if kind == "unfiltered":
-        lockdown.prepare = without_libseccomp
-    lock = compiled if kind == "compiled" else full
+        measures.prepare = without_libseccomp
+    lock = LOCKS[who] if kind != "free" else lambda: None
     with tempfile.TemporaryDirectory() as directory:
         attempts = Attempts(directory)
         chosen = attempts.harmless() | (attempts.harmful() if kind != "free" else {})
-        outcomes = {
-            name: outcome(attempt, (lambda: None) if kind == "free" else lock) for name, attempt in chosen.items()
-        }
+        outcomes = {name: outcome(attempt, lock) for name, attempt in chosen.items()}
     sys.stdout.write(json.dumps(outcomes))
 
 
-def full() -> None:
-    lockdown.lock_down(1 << 20, 10)
-
-
-def compiled() -> None:
-    lockdown.lock_down(1 << 20, 10, (*lockdown.COMPILED_CALLS, *lockdown.LOADING_CALLS))
-    lockdown.forbid_code()
-
-
-def without_libseccomp(_more_calls: tuple[str, ...]) -> Callable[[], None]:
+def without_libseccomp(calls: Calls) -> Callable[[], None]:
     def refuse() -> None:
         raise DeviceError("no libseccomp")
 

@@ -11,13 +11,16 @@ from typing import Any
 import wasmtime
 
 from appliance.frame import ModelRun
-from appliance.inference.messages import Crop, Ready, TensorInfo, View
+from appliance.inference.messages import PIXEL_BYTES, Crop, Ready, TensorInfo, View
 from appliance.inference.model import ModelSpec
 from appliance.ipc.ring import FrameRef, RingWriter
-from appliance.manifest import Limits
+from appliance.manifest import EngineName, Limits
+from appliance.sandbox.admission.admit import RefusedError
 from appliance.sandbox.admission.judge import engine_for, judge
-from appliance.sandbox.admission.verdict import Admitted, EngineName, Order
+from appliance.sandbox.admission.verdict import Admitted, Order, Rejected
+from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.host import HandlerHost
+from appliance.sandbox.life import Inference
 from appliance.sandbox.messages import Job
 from appliance.sandbox.session import Finished
 from appliance.sandbox.spawning import Zygote
@@ -76,6 +79,16 @@ def admit(
     return verdict
 
 
+class JudgedHere:
+    """Admission without its process, and the same verdicts."""
+
+    async def admit(self, order: Order) -> Admitted:
+        verdict = judge(order, engine_for(order))
+        if isinstance(verdict, Rejected):
+            raise RefusedError(verdict.rule, verdict.message, verdict.offset)
+        return verdict
+
+
 def data(offset: int, content: bytes | str) -> str:
     """A data segment."""
     raw = content.encode() if isinstance(content, str) else content
@@ -122,9 +135,11 @@ class FakeInference:
     async def infer_tensors(self, model: ModelSpec, inputs: list[bytes]) -> Answer:
         return await self._answer(inputs)
 
-    async def pixels(self, frame: FrameRef, crop: Crop, format: str, width: int, height: int) -> bytes:
-        await self._answer((crop, format, width, height))
-        return bytes(index % 251 for index in range(width * height * (3 if format == "rgb" else 1)))
+    async def pixels(
+        self, frame: FrameRef, crop: Crop, format: str, width: int, height: int, data: bytes | None = None
+    ) -> bytes:
+        await self._answer((crop, format, width, height, *([] if data is None else [data])))
+        return bytes(index % 251 for index in range(width * height * PIXEL_BYTES[format]))
 
     async def _answer(self, question: object) -> Answer:
         self.asked.append(question)
@@ -143,7 +158,8 @@ class Bench:
     spec: HandlerSpec
     zygote: Zygote
     ring: RingWriter
-    inference: FakeInference
+    inference: Inference
+    guest_models: GuestModelStore | None = None
     finished: list[Finished] = field(default_factory=list)
     submitted: list[int] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -151,7 +167,14 @@ class Bench:
     on_finish: Callable[[Finished], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        self.host = HandlerHost(self.spec, self.zygote, self.inference, self._take)
+        self.host = HandlerHost(
+            self.spec,
+            self.zygote,
+            self.inference,
+            self._take,
+            admission=JudgedHere(),
+            guest_models=self.guest_models,
+        )
 
     def _take(self, finished: Finished) -> None:
         self.finished.append(finished)
@@ -216,13 +239,15 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def bench(handler: bytes | HandlerSpec, inference: FakeInference | None = None) -> AsyncIterator[Bench]:
+async def bench(
+    handler: bytes | HandlerSpec, inference: FakeInference | None = None, guest_models: GuestModelStore | None = None
+) -> AsyncIterator[Bench]:
     """A running handler; its jobs have all finished, and once, when the context ends."""
     handler = handler if isinstance(handler, HandlerSpec) else spec(handler)
     inference = inference or FakeInference()
     with RingWriter(1 << 20) as ring:
         async with Zygote(ring.fd) as zygote:
-            running = Bench(handler, zygote, ring, inference)
+            running = Bench(handler, zygote, ring, inference, guest_models)
             async with running.host:
                 yield running
         assert sorted(one.job.seq for one in running.finished) == sorted(running.submitted)

@@ -312,8 +312,9 @@ async def test_what_a_failed_frame_did_takes_no_effect(order: bytes, kind: str) 
         assert counts(await handler.handle()) == (2, 3)  # the state was not touched; the memory was
 
 
-async def test_a_worn_worker_is_replaced_without_losing_a_frame() -> None:
+async def test_a_worn_worker_is_replaced_without_losing_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trap costs a C guest some stack, so a worker ends after so many of them; nobody counts that a fault."""
+    monkeypatch.setattr("appliance.sandbox.quarantine.QUARANTINE_STRIKES", 1000)
     async with bench(TRAP) as handler:
         keep_busy(handler, 100)
         await until(lambda: len(handler.finished) == 100)
@@ -453,6 +454,7 @@ async def test_an_error_of_the_body_passes_unchanged() -> None:
 async def test_workers_killed_at_random_lose_no_frame(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever dies whenever: each job is finished once, in order, and only what was in hand is lost."""
     monkeypatch.setattr(Restarts, "died", lambda self, now: now)
+    monkeypatch.setattr("appliance.sandbox.quarantine.QUARANTINE_STRIKES", 1000)
     chance = random.Random(seed)
     frames, kills = 150, 0
     async with bench(OBEY) as handler:

@@ -271,7 +271,7 @@ async def test_a_worker_gets_what_it_is_set_up_with_and_what_it_asks_for() -> No
         worker = await zygote.worker(0)
         setup, given_job = await worker.hear(2)
         assert isinstance(setup, Setup)
-        assert (setup.handler, setup.emits, setup.state, setup.memory_bytes) == ("guest", [3, TAG], {}, 1 << 20)
+        assert (setup.handler, setup.emits, setup.state, setup.memory_bytes) == ("guest", [TAG, 3], {}, 1 << 20)
         assert [(model.name, model.labels) for model in setup.models] == [("model", ["cat", "dog"])]
         assert given_job == job
         worker.say(WantInference(0, View()))

@@ -11,15 +11,20 @@ from appliance.errors import PeerError
 from appliance.frame import ModelRun
 from appliance.inference.messages import Crop, View
 from appliance.ipc.ring import FrameRef
+from appliance.manifest import Limits
+from appliance.sandbox.budget import Budgets
 from appliance.sandbox.messages import (
     MAX_EMIT_BYTES,
+    MAX_GUEST_MODEL_BYTES,
     MAX_LOG_LINE,
     MAX_LOGS_PER_FRAME,
+    MAX_PICTURE_BYTES,
     MAX_PIXEL_BYTES,
     MAX_STATE_KEYS,
     MAX_STATE_VALUE,
     MAX_TRAP_TEXT,
     MAX_WISHES,
+    MODEL_WISHES,
     Done,
     Emit,
     FromWorker,
@@ -29,9 +34,10 @@ from appliance.sandbox.messages import (
     Started,
     Trapped,
     WantInference,
+    WantModel,
     WantPixels,
 )
-from appliance.sandbox.session import LOAD_SECONDS, Broken, Finished, Rules, Running, Session, printable
+from appliance.sandbox.session import LOAD_SECONDS, Broken, Finished, LineDropped, Rules, Running, Session, printable
 
 DEADLINE = 0.5
 RULES = Rules(DEADLINE, frozenset({TAG}), ((12, 3), (5,)))
@@ -96,6 +102,55 @@ def test_waiting_for_the_zipper_does_not_count() -> None:
     assert finished.guest_us == pytest.approx(300_000, abs=2)  # what it claims is bounded by what is seen from here
     assert (finished.decode_us, finished.invoke_us, finished.models) == (1000, 2000, (RUN,))
     assert finished.wait_us == pytest.approx(5_000_000 - 3000 + 1_000_000, abs=2)
+
+
+def test_a_model_that_is_brought_may_be_used_from_then_on() -> None:
+    session = started(job())
+    with pytest.raises(PeerError, match="wish for model 2"):
+        session.receive(WantInference(2, View(), [b"four"]), 0.0)
+    model = WantModel(b"model")
+    assert session.receive(model, 0.0) is model
+    session.brought([4])
+    session.answered(0.0)
+    with pytest.raises(PeerError, match="not as long as"):
+        session.receive(WantInference(2, View(), [b"five."]), 0.0)
+    wish = WantInference(2, View(), [b"four"])
+    assert session.receive(wish, 0.0) is wish
+
+
+def test_models_may_be_brought_before_the_first_frame_and_loading_them_does_not_count() -> None:
+    session = Session(RULES, {}, 0.0)
+    with pytest.raises(PeerError, match="is not due"):
+        session.receive(WantModel(b"model"), 0.0)
+    session.receive(Loaded(), 0.0)
+    session.receive(WantModel(b"model"), 0.1)
+    assert session.deadline is None
+    session.answered(60.1, refusal="guest_models is 0")
+    assert session.deadline == pytest.approx(60.1 + DEADLINE - 0.1)
+    assert session.receive(Trapped("init", "init returned 6", fatal=True), 60.2) == Broken(
+        "init", "init returned 6; guest_models is 0"
+    )
+
+
+def test_loading_models_counts_as_many_wishes() -> None:
+    session = started(job())
+    for _ in range(MAX_WISHES // MODEL_WISHES):
+        session.receive(WantModel(b"model"), 0.0)
+        session.answered(0.0)
+    with pytest.raises(PeerError, match="wishes"):
+        session.receive(WISH, 0.0)
+
+
+def test_waiting_for_a_model_in_init_is_not_charged_to_the_first_frame() -> None:
+    session = Session(RULES, {}, 0.0)
+    session.give(job(), 0.0)
+    session.receive(Loaded(), 0.0)
+    session.receive(WantModel(b"model"), 0.0)
+    session.answered(60.0)
+    session.receive(Started(), 60.0)
+    finished = session.receive(DONE, 60.0)
+    assert isinstance(finished, Finished)
+    assert finished.wait_us == 0
 
 
 def test_models_that_answered_are_named_once() -> None:
@@ -193,6 +248,9 @@ PROTOCOL_ERRORS: list[tuple[str, FromWorker]] = [
     ("key of state", Done([], {"ä" * 33: b"1"}, 0)),
     ("empty key", Done([], {"": b"1"}, 0)),
     ("too many keys", Done([], {str(n): b"1" for n in range(MAX_STATE_KEYS + 1)}, 0)),
+    ("picture", WantPixels(Crop(), "rgb", 1, 1, bytes(MAX_PICTURE_BYTES + 1))),
+    ("float pixels", WantPixels(Crop(), "rgb32f", MAX_PIXEL_BYTES // 12 // 64 + 1, 64)),
+    ("guest's model", WantModel(bytes(MAX_GUEST_MODEL_BYTES + 1))),
     ("log level", Log(50, "")),
     ("log line", Log(20, "x" * (MAX_LOG_LINE + 1))),
     ("explanation", Trapped("trap", "x" * (MAX_TRAP_TEXT + 1), fatal=False)),
@@ -255,6 +313,37 @@ def test_log_and_wishes_are_counted_for_each_frame() -> None:
         session.receive(WISH, 0.0)
 
 
+def test_what_is_over_the_emit_budget_is_withheld_and_the_state_kept() -> None:
+    budgets = Budgets(Limits(emits_per_second=1), 0.0)
+    session = Session(RULES, {}, 0.0, budgets)
+    for message in (Loaded(), Started()):
+        session.receive(message, 0.0)
+    outcomes = []
+    for number, now in enumerate((0.0, 0.5, 2.0)):
+        session.give(job(number), now)
+        finished = session.receive(Done([Emit(TAG, "bytes", b"x")], {"n": bytes([number])}, 40), now)
+        assert isinstance(finished, Finished)
+        outcomes.append((finished.outcome, len(finished.emits), finished.job.seq))
+        assert session.state == {"n": bytes([number])}  # as the guest has it
+    assert outcomes == [("ok", 1, 0), ("budget", 0, 1), ("ok", 1, 2)]
+
+
+def test_what_may_not_be_emitted_at_all_is_no_matter_of_budgets() -> None:
+    session = Session(RULES, {}, 0.0, Budgets(Limits(emits_per_second=1), 0.0))
+    for message in (Loaded(), Started()):
+        session.receive(message, 0.0)
+    session.give(job(), 0.0)
+    with pytest.raises(PeerError, match="would not have passed this on"):
+        session.receive(Done([Emit(TAG + 1, "bytes", b"")] * 2, {}, 0), 0.0)
+
+
+def test_lines_over_the_log_budget_are_dropped() -> None:
+    session = Session(RULES, {}, 0.0, Budgets(Limits(log_lines_per_second=2), 0.0))
+    session.receive(Loaded(), 0.0)
+    line = Log(20, "hello")
+    assert [session.receive(line, now) for now in (0.0, 0.0, 0.1, 0.6)] == [line, line, LineDropped(), line]
+
+
 @given(st.text())
 def test_printable_is_one_harmless_line(text: str) -> None:
     shown = printable(text)
@@ -276,6 +365,7 @@ MESSAGES: st.SearchStrategy[FromWorker] = st.one_of(
     st.builds(
         WantPixels, st.just(Crop()), st.sampled_from(["rgb", "gray", "cmyk"]), st.integers(-1, 3), st.integers(0, 3)
     ),
+    st.builds(WantModel, st.binary(max_size=3)),
     st.sampled_from([message for _, message in PROTOCOL_ERRORS]),
 )
 STEPS = st.lists(st.one_of(MESSAGES, st.just("give"), st.just("answer"), st.floats(0.0, 0.2)), max_size=60)

@@ -6,6 +6,7 @@ import pytest
 from appliance.config import HandlerConfig, InferenceConfig
 from appliance.errors import ApplianceError, ConfigError, HandlerError, ModelError
 from appliance.manifest import MAX_LABELS_BYTES, MAX_MODULE_BYTES
+from appliance.sandbox.messages import CommandSpec
 from appliance.sandbox.spec import HandlerSpec, load_handler
 
 MANIFEST = """
@@ -151,5 +152,40 @@ def test_what_the_author_gets_wrong(handler: Path, name: str, content: bytes | N
         (handler / name).unlink()
     else:
         (handler / name).write_bytes(content)
+    with pytest.raises(HandlerError, match=reason):
+        load(handler)
+
+
+PROGRAM = """
+name = "describe"
+version = "1.0.0"
+abi = "command"
+observes = [1]
+emits = [{ tag = 16 }]
+files = ["labels.txt"]
+"""
+
+
+def test_a_program_is_called_with_its_frame(handler: Path) -> None:
+    (handler / "handler.toml").write_text(PROGRAM)
+    spec = load(handler)
+    assert spec.command == CommandSpec(["handler", "{frame}"], "frame.jpg")
+    assert spec.files == {"labels.txt": (handler / "labels.txt").read_bytes()}
+    (handler / "handler.toml").write_text(PROGRAM + 'command = { arguments = ["x"], frame = "a.bmp" }')
+    assert load(handler).command == CommandSpec(["x"], "a.bmp")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        (PROGRAM.replace('"command"', '"native"'), '`files` is for programs; it needs abi = "command"'),
+        (PROGRAM.replace("files", "# ").replace('"command"', '"yomo"') + "command = {}", "`command` is for programs"),
+        (PROGRAM + 'command = { frame = "labels.txt" }', "`command.frame` and `files` both name labels.txt"),
+        (PROGRAM + "command = { arguments = [] }", r"command\.arguments"),
+        (PROGRAM + 'command = { frame = "../frame.jpg" }', r"command\.frame"),
+    ],
+)
+def test_what_the_author_of_a_program_gets_wrong(handler: Path, manifest: str, reason: str) -> None:
+    (handler / "handler.toml").write_text(manifest)
     with pytest.raises(HandlerError, match=reason):
         load(handler)

@@ -1,5 +1,6 @@
 """What every ABI shares: the guest's memory within its bounds, and calls that are counted and masked."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from operator import and_
 
@@ -14,6 +15,13 @@ Method = Callable[..., int | None]
 """What a host function does. Its integers come unsigned; it may raise RefusalError."""
 
 
+class PointerError(RefusalError):
+    """The guest names memory that it has not."""
+
+    def __init__(self) -> None:
+        super().__init__(Errno.EINVAL, "a pointer outside the memory")
+
+
 class Guest:
     """One instance and its services, as the ABI modules see them.
 
@@ -24,6 +32,7 @@ class Guest:
         self.instance = instance
         self.services = services
         self._view: memoryview | None = None
+        self._forget: list[Callable[[], None]] = []
 
     def provide(
         self, module: str, methods: Mapping[str, Method], refused: Callable[[RefusalError], int | None]
@@ -60,7 +69,7 @@ class Guest:
         if self._view is None:
             self._view = self.instance.memory()
         if pointer < 0 or length < 0 or pointer + length > len(self._view):
-            raise RefusalError(Errno.EINVAL, "a pointer outside the memory")
+            raise PointerError
         return self._view[pointer : pointer + length]
 
     def read(self, pointer: int, length: int) -> bytes:
@@ -90,3 +99,21 @@ class Guest:
     def forget_view(self) -> None:
         """The guest has run: call it after every call into it that is made outside a host function."""
         self._view = None
+
+    # --- its life ------------------------------------------------------------------------------------------
+
+    def on_reset(self, forget: Callable[[], None]) -> None:
+        """Have ``forget`` called whenever the guest begins anew, and with it has lost every handle it was given."""
+        self._forget.append(forget)
+
+    def reset(self) -> None:
+        """The guest is as it was when it was linked. What was found of it must be found again."""
+        self.instance.reset()
+        self.forget_view()
+        for forget in self._forget:
+            forget()
+
+    def note(self, level: int, text: bytes) -> None:
+        """A line in the handler's log about, or of, the guest; dropped where there are too many about one frame."""
+        with contextlib.suppress(RefusalError):
+            self.services.log(level, text)

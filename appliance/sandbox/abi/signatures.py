@@ -69,7 +69,7 @@ WASMEDGE_TENSORFLOWLITE: Mapping[str, str] = {
     "run_session": "i(i)",
     "get_output_tensor": "i(iiii)",
     "get_tensor_len": "i(iii)",
-    "get_tensor_data": "i(iiii)",
+    "get_tensor_data": "i(iiiii)",  # the published crate has a fifth: where the number of bytes is written
     "delete_session": "i(i)",
 }
 

@@ -1,7 +1,7 @@
 """The process that judges one module: ``python -m appliance.sandbox.admission.child``.
 
 It reads an Order on standard input to its end, writes the Verdict on standard output, both in MessagePack, and ends.
-Before it looks at the module it is locked down as a worker is, but for the system calls in MORE_CALLS. Its parent ends
+Before it looks at the module it is locked down as a worker is, but for the system calls in CALLS. Its parent ends
 it when it takes too long.
 """
 
@@ -10,27 +10,32 @@ import sys
 
 import msgspec
 
+from appliance.ipc.calls import Calls, Rule, prepare
 from appliance.ipc.child import die_with_parent
+from appliance.manifest import EngineName
+from appliance.sandbox import lockdown
 from appliance.sandbox.admission.judge import engine_for, judge
-from appliance.sandbox.admission.verdict import EngineName, Order
-from appliance.sandbox.lockdown import lock_down, prepare
+from appliance.sandbox.admission.verdict import Order
 
 CPU_SECONDS = 60
 """The backstop behind the parent's deadline."""
 MEMORY_BYTES = 512 << 20
 """What validating, rewriting and compiling may take, on top of the lockdown's own margin. A module of 8 MiB in
 functions of 20 KiB compiles in it; one function of 600 KiB takes 900 MiB, and no compiler has made such yet."""
-MORE_CALLS: dict[EngineName, tuple[str, ...]] = {"wasm3": (), "wasmtime": ("mprotect",)}
+CALLS: dict[EngineName, Calls] = {
+    "wasm3": lockdown.CALLS,
+    "wasmtime": Calls((*lockdown.CALLS.rules, Rule(("mprotect",)))),
+}
 """wasmtime makes compiled code executable, although nothing here runs it."""
 
 
 def main() -> None:
     die_with_parent(os.getppid())
     order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)  # the parent's words; the module is bytes yet
-    calls = MORE_CALLS[order.engine]
-    prepare(calls)
+    allowed = CALLS[order.engine]
+    prepare(allowed)
     engine = engine_for(order)
-    lock_down(MEMORY_BYTES, CPU_SECONDS, calls)
+    lockdown.lock_down(MEMORY_BYTES, CPU_SECONDS, allowed)
     verdict = memoryview(msgspec.msgpack.encode(judge(order, engine)))
     while verdict:
         verdict = verdict[os.write(1, verdict) :]

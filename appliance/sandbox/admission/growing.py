@@ -5,7 +5,7 @@ better. Where the memory's size must be restorable, it is virtual, too. In WebAs
 or the global that holds the virtual size::
 
     (func (param $delta i32) (result i32)
-      (call $usegas ...)
+      ;; a charge
       (if (i32.gt_u (local.get $delta) (i32.sub (i32.const MOST) SIZE))
         (then (return (i32.const -1))))
 
@@ -27,7 +27,11 @@ from appliance.sandbox.admission.code import (
     END,
     GLOBAL_GET,
     GLOBAL_SET,
+    I32_ADD,
     I32_CONST,
+    I32_EQ,
+    I32_GT_U,
+    I32_SUB,
     IF,
     LOCAL_GET,
     LOCAL_SET,
@@ -35,11 +39,9 @@ from appliance.sandbox.admission.code import (
     MEMORY_SIZE,
     RETURN,
 )
-from appliance.sandbox.admission.metering import Additions
+from appliance.sandbox.admission.metering import NO_LOCALS, Additions
 
-_EQ, _GT_U, _ADD, _SUB = 0x46, 0x4B, 0x6A, 0x6B
 _INSTRUCTIONS = 28
-_NO_LOCALS = b"\0"
 _DELTA = bytes((LOCAL_GET, 0))
 _REAL_SIZE = bytes((MEMORY_SIZE, 0))
 _REAL_GROW = bytes((MEMORY_GROW, 0))
@@ -53,17 +55,17 @@ def grow_body(additions: Additions, most: int) -> bytes:
     pages = None if additions.pages is None else encode_u32(additions.pages)
     size = _REAL_SIZE if pages is None else bytes((GLOBAL_GET,)) + pages
     limit = bytes((I32_CONST,)) + encode_signed(most)
-    check = _DELTA + limit + size + bytes((_SUB, _GT_U)) + _FAIL_IF
+    check = _DELTA + limit + size + bytes((I32_SUB, I32_GT_U)) + _FAIL_IF
     grow = _DELTA + _REAL_GROW if pages is None else _grow_virtually(size, pages)
-    return b"".join((_NO_LOCALS, additions.charge(_INSTRUCTIONS), check, grow, bytes((END,))))
+    return b"".join((NO_LOCALS, additions.charge(_INSTRUCTIONS), check, grow, bytes((END,))))
 
 
 def _grow_virtually(size: bytes, pages: bytes) -> bytes:
     return b"".join(
         (
-            _DELTA + size + bytes((_ADD, LOCAL_SET, 0)),
-            _DELTA + _REAL_SIZE + bytes((_GT_U,)) + _IF,
-            _DELTA + _REAL_SIZE + bytes((_SUB,)) + _REAL_GROW + _FAILURE + bytes((_EQ,)) + _FAIL_IF,
+            _DELTA + size + bytes((I32_ADD, LOCAL_SET, 0)),
+            _DELTA + _REAL_SIZE + bytes((I32_GT_U,)) + _IF,
+            _DELTA + _REAL_SIZE + bytes((I32_SUB,)) + _REAL_GROW + _FAILURE + bytes((I32_EQ,)) + _FAIL_IF,
             bytes((END,)),
             size + _DELTA + bytes((GLOBAL_SET,)) + pages,
         )

@@ -45,13 +45,6 @@ class Import:
 
 
 @dataclass(frozen=True, slots=True)
-class Global:
-    mutable: bool
-    code: bytes
-    """All of it: type, mutability and initial value."""
-
-
-@dataclass(frozen=True, slots=True)
 class Export:
     name: str
     kind: int
@@ -65,7 +58,6 @@ class Elements:
 
     offset: int
     functions: tuple[int, ...]
-    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +88,12 @@ class Layout:
     """By function of its own, the index of its type."""
     table: int = 0
     memory: Memory | None = None
-    globals: list[Global] = field(default_factory=list)
+    globals: list[bool] = field(default_factory=list)
+    """Whether each is mutable."""
     exports: list[Export] = field(default_factory=list)
     start: int | None = None
     elements: list[Elements] = field(default_factory=list)
     bodies: list[Body] = field(default_factory=list)
-    segments: int = 0
-    """Of data."""
     names: dict[int, str] = field(default_factory=dict)
     """Names of functions in its name section; empty where that is damaged."""
     sections: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -244,7 +235,7 @@ def _read_globals(layout: Layout, section: Reader) -> None:
         if mutable > 1:
             raise BrokenRuleError("damaged", f"the global at offset {at} is damaged", at)
         _constant(section)
-        layout.globals.append(Global(bool(mutable), section.data[at : section.at]))
+        layout.globals.append(bool(mutable))
 
 
 def _constant(reader: Reader) -> int | None:
@@ -297,7 +288,7 @@ def _read_elements(layout: Layout, section: Reader) -> None:
         functions = tuple(section.u32() for _ in range(count))
         if functions:
             layout.type_of(max(functions))
-        layout.elements.append(Elements(offset, functions, at))
+        layout.elements.append(Elements(offset, functions))
 
 
 def _offset(reader: Reader) -> int:
@@ -349,7 +340,6 @@ def _read_data(layout: Layout, section: Reader) -> None:
         section.skip(length)
         if offset + length > size:
             raise BrokenRuleError("data", f"the data at offset {at} lie outside the memory that it starts with", at)
-        layout.segments += 1
 
 
 def _read_custom(layout: Layout, section: Reader) -> None:

@@ -35,8 +35,7 @@ METERING, USEGAS = "metering", "usegas"
 """What wasm3 provides by itself. A guest that could import it would give itself gas, by using a negative amount."""
 GLOBAL_NAME = RESERVED + "global:{}"
 _I32, _MUTABLE = 0x7F, 1
-_I32_TO_NONE = b"\x60\x01\x7f\x00"
-_I32_TO_I32 = b"\x60\x01\x7f\x01\x7f"
+_TAKE_TYPE, _REFILL_TYPE, _GROW_TYPE = b"\x60\1\x7f\0", b"\x60\0\0", b"\x60\1\x7f\1\x7f"
 _FUNCTION_NAMES = 1
 
 
@@ -60,33 +59,43 @@ def instrumented(layout: Layout, most_pages: int, *, restorable: bool) -> tuple[
     """The module for wasm3, and the names of the exports that hold its state. BrokenRuleError ``memory`` or as
     :func:`.bodies.checked`."""
     memory = layout.memory
+    own = len(layout.imports) + 1 + len(layout.functions)
     additions = Additions(
         usegas=len(layout.imports),
-        grow=len(layout.imports) + 1 + len(layout.functions),
-        pages=len(layout.globals) if restorable and memory else None,
+        gas=len(layout.globals),
+        refill=own,
+        grow=own + 1,
+        pages=len(layout.globals) + 1 if restorable and memory else None,
     )
     state = _state(layout, additions) if restorable else {}
     sections = {kind: layout.data[start:end] for kind, (start, end) in layout.sections.items()}
     sections.pop(binary.DATA_COUNT, None)
-    usegas_type = len(layout.types)
-    sections[binary.TYPE] = _extended(layout, binary.TYPE, [_I32_TO_NONE, _I32_TO_I32])
-    usegas = encode_name(METERING) + encode_name(USEGAS) + bytes((binary.FUNCTION_KIND,)) + encode_u32(usegas_type)
+    first_type = len(layout.types)
+    sections[binary.TYPE] = _extended(layout, binary.TYPE, [_TAKE_TYPE, _REFILL_TYPE, _GROW_TYPE])
+    usegas = encode_name(METERING) + encode_name(USEGAS) + bytes((binary.FUNCTION_KIND,)) + encode_u32(first_type)
     sections[binary.IMPORT] = _extended(layout, binary.IMPORT, [usegas])
     sections.pop(binary.START, None)
     if layout.elements:
         sections[binary.ELEMENT] = _elements(layout, additions)
-    bodies = [encode_sized(metered(layout, body, additions)) for body in layout.bodies]
+    functions = [encode_u32(first_type + 1)]
+    variables = [_variable(0)]
+    bodies = [*(metered(layout, body, additions) for body in layout.bodies), additions.refill_body()]
     if memory:
         sections[binary.MEMORY] = _memory(memory, most_pages)
-        sections[binary.FUNCTION] = _extended(layout, binary.FUNCTION, [encode_u32(usegas_type + 1)])
-        bodies.append(encode_sized(grow_body(additions, _most(memory, most_pages))))
-    if memory and additions.pages is not None:
-        pages = bytes((_I32, _MUTABLE, I32_CONST)) + binary.encode_signed(memory.pages) + bytes((END,))
-        sections[binary.GLOBAL] = _extended(layout, binary.GLOBAL, [pages])
+        functions.append(encode_u32(first_type + 2))
+        bodies.append(grow_body(additions, _most(memory, most_pages)))
+        if additions.pages is not None:
+            variables.append(_variable(memory.pages))
+    sections[binary.FUNCTION] = _extended(layout, binary.FUNCTION, functions)
+    sections[binary.GLOBAL] = _extended(layout, binary.GLOBAL, variables)
     sections[binary.EXPORT] = _exports(layout, additions, state)
-    if bodies:
-        sections[binary.CODE] = encode_vector(bodies)
+    sections[binary.CODE] = encode_vector([encode_sized(body) for body in bodies])
     return _joined(sections, _names(layout, moved=1)), list(state)
+
+
+def _variable(value: int) -> bytes:
+    """A global i32."""
+    return bytes((_I32, _MUTABLE, I32_CONST)) + binary.encode_signed(value) + bytes((END,))
 
 
 def _memory(memory: Memory, limit: int) -> bytes:
@@ -105,7 +114,7 @@ def _most(memory: Memory, limit: int) -> int:
 
 def _state(layout: Layout, additions: Additions) -> dict[str, int]:
     """Name -> index of each global that is a part of the state."""
-    state = {GLOBAL_NAME.format(index): index for index, item in enumerate(layout.globals) if item.mutable}
+    state = {GLOBAL_NAME.format(index): index for index, mutable in enumerate(layout.globals) if mutable}
     if additions.pages is not None:
         state[PAGES_NAME] = additions.pages
     return state

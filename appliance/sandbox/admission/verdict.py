@@ -1,13 +1,11 @@
 """What admission is asked, and what it answers."""
 
-from typing import Literal
-
 import msgspec
+
+from appliance.manifest import EngineName
 
 ADMISSION_VERSION = 1
 """Goes up with every change of what is admitted or of what a module becomes: verdicts on disk are then made anew."""
-
-EngineName = Literal["wasm3", "wasmtime"]
 
 START_NAME = "appliance:start"
 """Export of wasm3's modules, ``v()``: the start function, which the engine calls. wasm3 could run it only once."""

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 from appliance.errors import HandlerError
 from appliance.sandbox.admission.verdict import Admitted
 from appliance.sandbox.messages import GuestFault
 
-EngineName = Literal["wasm3", "wasmtime"]
 MAX_BACKTRACE = 8
 """Functions of a backtrace that are told."""
 MAX_FUNCTION_NAME = 80

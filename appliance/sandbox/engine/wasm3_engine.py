@@ -6,8 +6,6 @@ needs a fresh one.
 """
 
 import ctypes
-import os
-import socket
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -15,9 +13,8 @@ from typing import Any
 import wasm3
 
 from appliance.sandbox.admission.verdict import PAGES_NAME, START_NAME, Admitted
+from appliance.sandbox.engine.backtrace import PrintedBacktrace
 from appliance.sandbox.engine.engine import (
-    MAX_BACKTRACE,
-    MAX_FUNCTION_NAME,
     Function,
     GuestFailedError,
     HostFunction,
@@ -33,24 +30,19 @@ GAS_UNIT = 10_000
 """Gas in wasm3's unit of it."""
 PAGE_BYTES = 1 << 16
 _TRAP = "[trap] "
+_NO_MEMORY_LEFT = "memory allocation failed"
 _OUT_OF_GAS = "Out of gas"
 _NO_MEMORY = memoryview(bytearray())
 _ZEROS = bytes(PAGE_BYTES)
 _HALF, _MASK = 1 << 63, (1 << 64) - 1
-_STDERR = 2
 
-_said: list[socket.socket] = []
-"""What wasm3 prints for a trap comes here, once :func:`prepare` was called."""
+_printed: list[PrintedBacktrace] = []
+"""What wasm3 prints for a trap, once :func:`prepare` was called."""
 
 
 def prepare(_: int) -> None:
-    """Catch the backtraces, which wasm3 gives to standard error alone. Beyond the socket's buffer they are lost."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    for end in (ours, theirs):
-        end.setblocking(False)
-    with theirs:
-        os.dup2(theirs.fileno(), _STDERR)
-    _said.append(ours)
+    """Catch the backtraces, which wasm3 gives to standard error alone."""
+    _printed.append(PrintedBacktrace())
 
 
 def load(admitted: Admitted, memory_bytes: int) -> "Wasm3Instance":
@@ -143,10 +135,11 @@ class Wasm3Instance:
                 raise  # from Python code within
             text = str(error)
             if not text.startswith(_TRAP):
-                raise GuestFailedError("load", f"wasm3 cannot run it: {text}") from error
+                why: GuestFault = "memory" if text.startswith(_NO_MEMORY_LEFT) else "load"
+                raise GuestFailedError(why, f"wasm3 cannot run it: {text}") from error
             text = text.removeprefix(_TRAP)
             kind: GuestFault = "gas" if text.startswith(_OUT_OF_GAS) else "trap"
-            raise GuestFailedError(kind, text, _backtrace()) from error
+            raise GuestFailedError(kind, text, _printed[0].take() if _printed else ()) from error
 
 
 def _signed(function: HostFunction) -> Callable[..., int | None]:
@@ -174,20 +167,3 @@ def _zero(view: memoryview) -> None:
     """Clear memory; twice as fast as writing zeros from somewhere else."""
     if view:
         ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(view)), 0, len(view))
-
-
-def _backtrace() -> tuple[str, ...]:
-    """What wasm3 has printed since the last time: lines like ``  0: 0x00010a - .unnamed!2:inner``."""
-    text = b""
-    for said in _said:
-        while part := _waiting(said):
-            text += part
-    names = [line.partition("!")[2] for line in text.decode("utf-8", "replace").splitlines() if " - " in line]
-    return tuple(name[:MAX_FUNCTION_NAME] for name in names[:MAX_BACKTRACE])
-
-
-def _waiting(said: socket.socket) -> bytes:
-    try:
-        return said.recv(1 << 16)
-    except BlockingIOError:
-        return b""

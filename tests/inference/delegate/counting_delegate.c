@@ -1,7 +1,7 @@
 /* An external delegate for TFLite that counts instead of accelerating: it proves that a delegate library was
  * loaded with its options and asked to take part in a model, on machines without an accelerator.
  *
- * Options: log=FILE   one line per call is appended to FILE;
+ * Each call is a line on standard error. Options:
  *          claim=none (default: takes no node), all (takes every node and computes nothing),
  *          fail=create (refuses, as without a device), prepare (refuses the model), abort (ends the process).
  *
@@ -53,16 +53,10 @@ struct Delegate {
 
 typedef struct {
   Delegate delegate;
-  char log[512];
   int claims, refuses;
 } Counting;
 
-static void note(const Counting *self, const char *text) {
-  FILE *file = self->log[0] ? fopen(self->log, "a") : NULL;
-  if (file == NULL) return;
-  fprintf(file, "%s\n", text);
-  fclose(file);
-}
+static void note(const char *text) { fprintf(stderr, "INFO: counting: %s\n", text); }
 
 static int kernel_invoke(Context *context, void *node) {
   (void)context, (void)node;
@@ -71,7 +65,7 @@ static int kernel_invoke(Context *context, void *node) {
 
 static int prepare(Context *context, Delegate *delegate) {
   Counting *self = delegate->data;
-  note(self, "prepare");
+  note("prepare");
   if (self->refuses) return ERROR;
   if (!self->claims) return OK;
   IntArray *plan;
@@ -93,11 +87,10 @@ Delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count
   self->delegate.prepare = prepare;
   const char *fail = "";
   for (size_t i = 0; i < count; i++) {
-    if (strcmp(keys[i], "log") == 0) snprintf(self->log, sizeof self->log, "%s", values[i]);
     if (strcmp(keys[i], "claim") == 0) self->claims = strcmp(values[i], "all") == 0;
     if (strcmp(keys[i], "fail") == 0) fail = values[i];
   }
-  note(self, "create");
+  note("create");
   if (strcmp(fail, "abort") == 0) abort();
   self->refuses = strcmp(fail, "prepare") == 0;
   if (strcmp(fail, "create") == 0) {
@@ -110,6 +103,6 @@ Delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count
 
 void tflite_plugin_destroy_delegate(Delegate *delegate) {
   if (delegate == NULL) return; /* the Python packages destroy what create refused, too */
-  note(delegate->data, "destroy");
+  note("destroy");
   free(delegate->data);
 }

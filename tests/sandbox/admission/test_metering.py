@@ -7,11 +7,18 @@ import pytest
 from admission_bench import MODULES, Run, admitted, run, run_plain
 from sandbox_bench import guest
 
+from appliance.sandbox.admission import metering
 from appliance.sandbox.admission.binary import PAGE_BYTES
-from appliance.sandbox.admission.metering import CALL_COST
+from appliance.sandbox.admission.metering import BATCH, CHARGE_COST
 from appliance.sandbox.admission.verdict import START_NAME
 
 OUT_OF_GAS = "[trap] Out of gas"
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is asked for each charge."""
+    monkeypatch.setattr(metering, "BATCH", 0)
 
 
 def function(body: str, kind: str = "(result i32)", extra: str = "") -> str:
@@ -21,15 +28,16 @@ def function(body: str, kind: str = "(result i32)", extra: str = "") -> str:
 # --- what is charged ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(
     ("body", "gas"),
     [
-        ("i32.const 1", CALL_COST + 2),
-        ("(i32.add (i32.const 1) (i32.const 2))", CALL_COST + 4),
-        ("(block (br 0)) (i32.const 1)", CALL_COST + 5),
-        ("(loop (nop)) (i32.const 1)", (CALL_COST + 3) + (CALL_COST + 2)),
-        ("(loop (loop (nop) (nop))) (i32.const 1)", (CALL_COST + 3) + (CALL_COST + 2) + (CALL_COST + 3)),
-        ("(if (i32.const 0) (then (loop (br 0)))) (i32.const 1)", CALL_COST + 6),
+        ("i32.const 1", CHARGE_COST + 2),
+        ("(i32.add (i32.const 1) (i32.const 2))", CHARGE_COST + 4),
+        ("(block (br 0)) (i32.const 1)", CHARGE_COST + 5),
+        ("(loop (nop)) (i32.const 1)", (CHARGE_COST + 3) + (CHARGE_COST + 2)),
+        ("(loop (loop (nop) (nop))) (i32.const 1)", (CHARGE_COST + 3) + (CHARGE_COST + 2) + (CHARGE_COST + 3)),
+        ("(if (i32.const 0) (then (loop (br 0)))) (i32.const 1)", CHARGE_COST + 6),
     ],
 )
 def test_a_function_costs_its_instructions_and_each_loop_its_own(body: str, gas: int) -> None:
@@ -38,15 +46,17 @@ def test_a_function_costs_its_instructions_and_each_loop_its_own(body: str, gas:
     assert tried.used == gas
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_loop_costs_each_time_around() -> None:
     body = (
         "(loop (br_if 0 (i32.lt_u (local.tee 0 (i32.add (local.get 0) (i32.const 1))) (i32.const 10)))) (local.get 0)"
     )
     tried = run(function(body, "(param i32) (result i32)"))
     assert tried.call("f", 0) == 10
-    assert tried.used == (CALL_COST + 3) + 10 * (CALL_COST + 8)
+    assert tried.used == (CHARGE_COST + 3) + 10 * (CHARGE_COST + 8)
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_called_function_costs_too() -> None:
     tried = run(
         function(
@@ -55,13 +65,24 @@ def test_a_called_function_costs_too() -> None:
         )
     )
     assert tried.call("f") == 40
-    assert tried.used == (CALL_COST + 5) + 2 * (CALL_COST + 2)
+    assert tried.used == (CHARGE_COST + 5) + 2 * (CHARGE_COST + 2)
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_large_charge_is_one_number() -> None:
     tried = run(function("(nop)" * 100_000 + "(i32.const 1)"))
     assert tried.call("f") == 1
-    assert tried.used == CALL_COST + 100_002
+    assert tried.used == CHARGE_COST + 100_002
+
+
+@pytest.mark.parametrize("times", [1, 500, 20_000])
+def test_gas_is_taken_from_the_host_in_batches(times: int) -> None:
+    body = "(loop (br_if 0 (local.tee 0 (i32.sub (local.get 0) (i32.const 1))))) (i32.const 1)"
+    tried = run(function(body, "(param i32) (result i32)"))
+    for _ in range(2):
+        assert tried.call("f", times) == 1
+    cost = 2 * ((CHARGE_COST + 3) + times * (CHARGE_COST + 6))
+    assert cost <= tried.used < cost + BATCH
 
 
 # --- what it stops ------------------------------------------------------------------------------------------

@@ -1,0 +1,172 @@
+"""A crash capsule, played to its handler again: on any machine, without broker, camera and zipper.
+
+Worker, limits, lockdown and models are those of the appliance; only the frames come from the capsule.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from appliance.cbor import decode_strict
+from appliance.config import HandlerConfig, InferenceConfig
+from appliance.errors import ConfigError
+from appliance.inference.broker import Broker
+from appliance.ipc.ring import ALIGN, RingWriter
+from appliance.sandbox.admission.admit import Admission
+from appliance.sandbox.capsule import Capsule, CapsuleFrame
+from appliance.sandbox.guest_models import GuestModelStore
+from appliance.sandbox.host import HandlerHost
+from appliance.sandbox.messages import Emit, Job
+from appliance.sandbox.session import Finished, printable
+from appliance.sandbox.spawning import Zygote
+from appliance.sandbox.spec import HandlerSpec, load_handler
+
+MAX_VALUE = 200
+"""Letters of an emitted frame that are shown."""
+
+
+class ReplayedFrame(msgspec.Struct, frozen=True):
+    """What came of one frame."""
+
+    seq: int
+    tag: int
+    outcome: str
+    message: str
+    backtrace: list[str]
+    emits: list[str]
+    """One line each."""
+    guest_ms: float
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """What came of a capsule."""
+
+    reproduced: bool
+    """The last frame failed in the recorded way."""
+    recorded: str
+    """Kind of the failure in the capsule."""
+    frames: list[ReplayedFrame]
+    notes: list[str]
+    """What is not as it was when the capsule was written."""
+
+
+def prepare(
+    capsule: Capsule, directory: Path, settings: Mapping[str, str], inference: InferenceConfig, *, any_module: bool
+) -> tuple[HandlerSpec, list[str]]:
+    """The handler as it was, and in words what is different. Reads whole files: models, too.
+
+    ``settings`` go before those of the capsule. ConfigError where the module is another one, unless ``any_module``.
+    """
+    spec = load_handler(HandlerConfig(path=str(directory), name=capsule.handler, settings=dict(settings)), inference)
+    given = {key: spec.settings[key] for key in settings if key in spec.settings}
+    spec = replace(spec, settings={**spec.settings, **capsule.settings, **given})
+    notes = []
+    digest = hashlib.sha256(spec.module).hexdigest()
+    if digest != capsule.module:
+        said = f"the module of {directory} is {digest[:12]}…, that of the capsule is {capsule.module[:12]}…"
+        if not any_module:
+            raise ConfigError(f"{said}; name the right directory with --handler, or try this one with --any-module")
+        notes.append(said)
+    if spec.version != capsule.version:
+        notes.append(f"the handler's version is {spec.version}, that of the capsule is {capsule.version}")
+    recorded = {model.name: model.digest for model in capsule.models}
+    for model in spec.models:
+        if model.model.digest != recorded.get(model.name):
+            there = recorded.get(model.name, "none")
+            notes.append(f"model {model.name!r} is {model.model.digest[:12]}…, that of the capsule is {there[:12]}…")
+    return spec, notes
+
+
+async def replay(capsule: Capsule, spec: HandlerSpec, notes: list[str], inference: InferenceConfig) -> Replayed:
+    """Give the handler the frames of the capsule, one after another. Call it in the main thread."""
+    async with _host(capsule, spec, inference) as player:
+        frames = [_told(frame, await player.play(frame)) for frame in capsule.frames]
+    recorded = capsule.failure.kind
+    return Replayed(_alike(frames[-1].outcome, recorded), recorded, frames, notes)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two outcomes are of one kind. Which of its two bounds a guest that runs on meets first is chance."""
+    return one == other or {one, other} == {"gas", "deadline"}
+
+
+def in_words(replayed: Replayed) -> str:
+    """For people: a line for each frame, and what it comes to."""
+    lines = [f"note: {note}" for note in replayed.notes]
+    for frame in replayed.frames:
+        said = f": {frame.message}" if frame.message else ""
+        lines.append(f"frame {frame.seq} tag {frame.tag:#x}: {frame.outcome} ({frame.guest_ms:g} ms){said}")
+        lines += [f"    {line}" for line in (*frame.backtrace, *frame.emits)]
+    if replayed.reproduced:
+        return "\n".join([*lines, f"reproduced: {replayed.recorded}"])
+    return "\n".join([*lines, f"not reproduced: it was {replayed.recorded}, and is {replayed.frames[-1].outcome}"])
+
+
+class _Player:
+    """One frame at a time for a handler."""
+
+    def __init__(self, ring: RingWriter, broker: Broker) -> None:
+        self._ring = ring
+        self._broker = broker
+        self._finished: asyncio.Future[Finished]
+        self.host: HandlerHost
+
+    def finish(self, finished: Finished) -> None:
+        if not self._finished.done():
+            self._finished.set_result(finished)
+
+    async def play(self, frame: CapsuleFrame) -> Finished:
+        ref = self._ring.write(frame.payload, frame.format, frame.width, frame.height)
+        if ref is None:
+            raise AssertionError("the ring is as large as all frames together")
+        self._finished = asyncio.get_running_loop().create_future()
+        self.host.submit(Job(ref, frame.tag, frame.source, frame.seq, frame.captured_ns))
+        finished = await self._finished
+        self._broker.forget(ref.key)
+        return finished
+
+
+@asynccontextmanager
+async def _host(capsule: Capsule, spec: HandlerSpec, inference: InferenceConfig) -> AsyncIterator[_Player]:
+    size = sum(len(frame.payload) + ALIGN for frame in capsule.frames)
+    with RingWriter(size) as ring, TemporaryDirectory() as directory:
+        async with Zygote(ring.fd) as zygote, Broker(ring.fd, inference.timeout_seconds) as broker:
+            player = _Player(ring, broker)
+            player.host = HandlerHost(
+                spec,
+                zygote,
+                broker,
+                player.finish,
+                admission=Admission(Path(directory)),
+                guest_models=GuestModelStore(Path(directory) / "models", inference),
+                state=capsule.state,
+            )
+            async with player.host:
+                yield player
+
+
+def _told(frame: CapsuleFrame, finished: Finished) -> ReplayedFrame:
+    return ReplayedFrame(
+        frame.seq,
+        frame.tag,
+        finished.outcome,
+        finished.message,
+        list(finished.backtrace),
+        [_line(emit) for emit in finished.emits],
+        round(finished.guest_us / 1000, 3),
+    )
+
+
+def _line(emit: Emit) -> str:
+    value = ""
+    if emit.format == "cbor":
+        value = f": {decode_strict(emit.payload)!r}"
+    elif emit.format == "json":
+        value = f": {emit.payload[:MAX_VALUE].decode('utf-8', 'replace')}"
+    return printable(f"tag {emit.tag:#x}, {len(emit.payload)} bytes of {emit.format}{value}")[:MAX_VALUE]

@@ -1,0 +1,65 @@
+"""Guests of the ABIs, compiled with a model of their own."""
+
+import functools
+import importlib.util
+import math
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from nn_bench import MakeGuest
+
+from appliance.inference.runtime import Runtime
+
+GUESTS = Path(__file__).with_name("guests")
+BUILD = Path(__file__).resolve().parents[3] / "handlers" / "build.py"
+
+HEADER = """
+enum {{ SIDE = {side}, CLASSES = {classes}, ZERO_POINT = {zero} }};
+#define SCALE {scale}f
+#define INPUT_NAME "{input}"
+#define OUTPUT_NAME "{output}"
+#pragma clang diagnostic ignored "-Wc23-extensions"
+__attribute__((unused)) static const uint8_t MODEL[] = {{
+#embed "model.tflite"
+}};
+"""
+
+
+@pytest.fixture(scope="session")
+def build() -> ModuleType:
+    """handlers/build.py."""
+    spec = importlib.util.spec_from_file_location("build_of_handlers", BUILD)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def make_guest(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> MakeGuest:
+    """Compiles one of guests/ with an image classifier in it; skips where its toolchain is missing."""
+
+    def make(name: str, model: Path) -> bytes:
+        sources = tmp_path_factory.mktemp("guest") / name
+        shutil.copytree(GUESTS / name, sources)
+        shutil.copyfile(model, sources / "model.tflite")
+        loaded = Runtime("litert").load(model.read_bytes())
+        (input,), (output,) = loaded.inputs, loaded.outputs
+        loaded.close()
+        side, classes = input.shape[1], math.prod(output.shape)
+        names = {"input": input.name, "output": output.name}
+        header = HEADER.format(side=side, classes=classes, zero=input.zero_point, scale=input.scale, **names)
+        (sources / "model.h").write_text(header)
+        (sources / "model.rs").write_text(f"const SIDE: usize = {side};\nconst CLASSES: usize = {classes};\n")
+        try:
+            build.build(sources, sources / "handler.wasm")
+        except build.ToolchainMissingError as reason:
+            pytest.skip(str(reason))
+        return (sources / "handler.wasm").read_bytes()
+
+    return functools.cache(make)
