@@ -13,16 +13,15 @@ from typing import Any
 import wasmtime
 
 from appliance.sandbox.admission.verdict import MEMORY_NAME, START_NAME, Admitted
+from appliance.sandbox.engine.backtrace import frame_line
 from appliance.sandbox.engine.engine import (
-    MAX_BACKTRACE,
-    MAX_FUNCTION_NAME,
     Function,
     GuestFailedError,
     HostFunction,
     exported,
     imported,
 )
-from appliance.sandbox.messages import GuestFault
+from appliance.sandbox.messages import MAX_BACKTRACE, GuestFault
 from appliance.sandbox.wasmtime_config import make_config
 
 LOADS_CODE = True
@@ -165,6 +164,5 @@ def _name(trap: wasmtime.Trap) -> str:
 
 
 def _backtrace(trap: wasmtime.Trap) -> tuple[str, ...]:
-    return tuple(
-        (frame.func_name or f"{frame.func_index}:")[:MAX_FUNCTION_NAME] for frame in trap.frames[:MAX_BACKTRACE]
-    )
+    frames = enumerate(trap.frames[:MAX_BACKTRACE])
+    return tuple(frame_line(depth, frame.module_offset, frame.func_name or "") for depth, frame in frames)
