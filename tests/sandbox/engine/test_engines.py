@@ -1,7 +1,5 @@
 """One suite over all engines, in this process and with valid modules: what can crash it is tried in real workers."""
 
-import re
-
 import pytest
 from sandbox_bench import admit, assemble
 
@@ -232,8 +230,12 @@ def test_a_module_without_memory(engine: EngineName) -> None:
 # --- gas -----------------------------------------------------------------------------------------------------
 
 LOOPS = """(module (func (export "handle") (result i32) (local $n i32)
-  (loop $l (br_if $l (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 1000)))) i32.const 4)
+  (loop $l (br_if $l (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 100000)))) i32.const 4)
   (func (export "forever") (result i32) (loop $l br $l) i32.const 0))"""
+LEAST = 100_000 * 5
+"""Instructions of ``handle``."""
+BATCH = 10_000
+"""How exactly wasm3 counts."""
 
 
 def test_without_gas_nothing_runs(engine: EngineName) -> None:
@@ -258,10 +260,10 @@ def test_gas_is_counted_since_it_was_allowed(engine: EngineName) -> None:
     assert instance.gas_used() == 0
     call(instance)
     once = instance.gas_used()
-    assert once > 1000 * 5  # instructions in the loop
+    assert once > LEAST
     call(instance)
-    assert instance.gas_used() == 2 * once
-    instance.allow(once)
+    assert instance.gas_used() == pytest.approx(2 * once, abs=BATCH)
+    instance.allow(once + BATCH)
     assert instance.gas_used() == 0
     assert call(instance) == 4
     instance.allow(once // 2)
@@ -275,7 +277,7 @@ def test_gas_goes_on_over_a_reset(engine: EngineName) -> None:
     instance.reset()
     assert instance.gas_used() == once
     call(instance)
-    assert instance.gas_used() == 2 * once
+    assert instance.gas_used() == pytest.approx(2 * once, abs=BATCH)
 
 
 # --- reset ---------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_resets_leak_nothing() -> None:
 
     def frames(count: int) -> int:
         for _ in range(count):
-            instance.allow(1000)
+            instance.allow(100_000)
             handle = instance.find("handle")
             assert handle is not None
             handle()
