@@ -43,7 +43,8 @@ NO_IO = [
     "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result",
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits",
-    "inference.memo", "inference.messages",
+    "inference.memo", "inference.messages", "inference.first_model",
+    "ipc.report", "ipc.calls",
 ]
 # fmt: on
 """Modules of pure logic: bytes, events and times in, values out."""
