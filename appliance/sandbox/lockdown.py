@@ -22,10 +22,9 @@ from appliance.errors import DeviceError
 from appliance.ipc.child import die_with_parent
 from appliance.sandbox.messages import MAX_REASON, Lockdown
 
-MARGIN_BYTES = 128 << 20
+MARGIN_BYTES = 96 << 20
 """Address space on top of what the process has and of the guest's memory: the largest message in flight (an inference
-of 12 MiB of tensors is there three times over), the models that the guest has brought and the tensors that the host
-holds for it (16 and 24 MiB), what wasm3 leaks before the worker is replaced, its code pages."""
+of 12 MiB of tensors is there three times over), what wasm3 leaks before the worker is replaced, its code pages."""
 STACK_BYTES = 64 << 20
 """wasm3 recurses on the C stack."""
 NOBODY = 65534
