@@ -17,7 +17,7 @@ MAX_EXPORT_NAMES = 3
 MAX_TABLE_ELEMENTS = 65_536
 """Of the table, and of all segments together. wasm3's limit is 100,000."""
 MAX_ELEMENT_SEGMENTS = 4096
-MAX_DATA_SEGMENTS = 16_384
+MAX_DATA_SEGMENTS = 65_536
 MAX_LOCALS = 1900
 """Of a function, with its parameters: wasm3 compiles none whose stack is over 2000 values."""
 MAX_LOCAL_GROUPS = MAX_LOCALS

@@ -1,5 +1,7 @@
 """One suite over all engines, in this process and with valid modules: what can crash it is tried in real workers."""
 
+import re
+
 import pytest
 from sandbox_bench import admit, assemble
 
