@@ -19,11 +19,13 @@ GUEST = """(module (memory (export "memory") 1)
 
 IN_A_WORKER = f"""
 import resource, sys, wasmtime
-from appliance.sandbox.lockdown import MARGIN_BYTES, _address_space
+from pathlib import Path
+from appliance.sandbox.lockdown import MARGIN_BYTES
 from appliance.sandbox.wasmtime_config import make_config
 memory = int(sys.argv[1])
 compiled = wasmtime.Module(wasmtime.Engine(make_config(memory)), {GUEST!r}).serialize()
-limit = _address_space() + memory + MARGIN_BYTES
+mapped = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+limit = mapped + memory + MARGIN_BYTES
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 engine = wasmtime.Engine(make_config(memory))
 module = wasmtime.Module.deserialize(engine, compiled)

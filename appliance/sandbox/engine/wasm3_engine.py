@@ -12,6 +12,7 @@ from typing import Any
 
 import wasm3
 
+from appliance.sandbox.admission.metering import BATCH
 from appliance.sandbox.admission.verdict import GAS_NAME, PAGES_NAME, START_NAME, Admitted
 from appliance.sandbox.engine.backtrace import PrintedBacktrace
 from appliance.sandbox.engine.engine import (
@@ -88,8 +89,8 @@ class Wasm3Instance:
 
     def gas_used(self) -> int:
         taken: float = self._module.gasUsed
-        left: int = self._module.get_global(GAS_NAME)
-        return min(self._gas, round(taken * GAS_UNIT) - max(0, left))
+        left: int = self._module.get_global(GAS_NAME)  # unsigned; what is below 0 was not to be had
+        return min(self._gas, round(taken * GAS_UNIT) - (left if left <= BATCH else 0))
 
     def find(self, name: str, signature: str = "i()") -> Function | None:
         if not self._linked:
