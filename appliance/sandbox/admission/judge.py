@@ -9,7 +9,7 @@ from collections import deque
 
 import wasmtime
 
-from appliance.sandbox.admission import rules
+from appliance.sandbox.admission import limits, rules
 from appliance.sandbox.admission.binary import PAGE_BYTES, PREAMBLE, BrokenRuleError
 from appliance.sandbox.admission.bodies import checked
 from appliance.sandbox.admission.layout import Layout, read
@@ -46,6 +46,9 @@ def _admit(order: Order, engine: wasmtime.Engine) -> Admitted:
     state: list[str] = []
     if order.engine == "wasm3":
         code, state = instrumented(layout, most, restorable=order.restorable)
+        if len(code) > limits.MAX_REWRITTEN_BYTES:
+            message = f"with its gas charged it has {len(code)} bytes, over the limit of {limits.MAX_REWRITTEN_BYTES}"
+            raise BrokenRuleError("size", message)
         _validate_ours(engine, code)
     else:
         for body in layout.bodies:

@@ -29,3 +29,5 @@ have hundreds; wasm3 compiled 30,000 in a stack of 64 MiB."""
 MAX_LOOP_DEPTH = 64
 """Loops within each other: each is a frame on wasm3's C stack, and so is each call. Recursion within 160 loops ended
 in a trap in 64 MiB, within 200 in a crash. Compilers were seen to make 4."""
+MAX_REWRITTEN_BYTES = 16 << 20
+"""Of the module that wasm3 is given. A charge is 20 bytes, and nothing but empty loops has more of them than code."""

@@ -222,6 +222,15 @@ def test_a_module_over_the_size_that_manifests_allow() -> None:
     )
 
 
+def test_a_module_that_grows_too_much_with_its_charges(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "(module (func" + "(loop)" * 1000 + "))"
+    monkeypatch.setattr(limits, "MAX_REWRITTEN_BYTES", 20_000)
+    verdict = rejected(text)
+    assert verdict.rule == "size"
+    assert "with its gas charged it has 2" in verdict.message
+    admitted(text, "wasmtime")
+
+
 def test_a_damaged_name_section_is_no_fault() -> None:
     assert isinstance(verdict_on(NOTHING + encode_section(0, b"\4name\1\x7f\x7f")), Admitted)
 
