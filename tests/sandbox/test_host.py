@@ -163,7 +163,7 @@ async def test_an_endless_loop_runs_out_of_gas_and_its_worker_goes_on() -> None:
         assert stopped.message == "it ran more than 10,000,000 instructions about one frame: limits.gas in its manifest"
         served = await handler.handle()
         assert served.outcome == "ok"
-        assert 10 < served.gas < 1000
+        assert 0 <= served.gas < 11_000  # taken 10,000 at a time
         assert handler.host.status.pid == pid
 
 
@@ -247,9 +247,9 @@ async def test_the_zygote_killed_with_a_frame_in_hand() -> None:
 
 async def test_what_cannot_work_is_not_tried_again() -> None:
     for module, kind, message in (
-        (b"MZ", "load", "does not start like a WebAssembly module"),
-        (guest("i32.const 0", memory="17"), "memory", "over its limit of 1048576"),
-        (assemble('(module (import "env" "f" (func)))'), "link", "env.f"),
+        (b"MZ", "refused", "does not start like a WebAssembly module"),
+        (guest("i32.const 0", memory="17"), "refused", "over its limit of 1048576"),
+        (assemble('(module (import "env" "f" (func)))'), "refused", "env.f"),
         (assemble("(module)"), "link", "does not export handle"),
     ):
         async with bench(module) as handler:

@@ -9,7 +9,6 @@ from appliance.errors import HandlerError
 from appliance.sandbox.admission.verdict import Admitted
 from appliance.sandbox.messages import GuestFault
 
-
 Function = Callable[..., Any]
 """An exported function; raises GuestFailedError where the guest traps. Integers come and go signed."""
 
