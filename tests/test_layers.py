@@ -50,7 +50,8 @@ NO_IO = [
     "sandbox.admission.binary", "sandbox.admission.bodies", "sandbox.admission.code", "sandbox.admission.growing",
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
-    "inference.memo", "inference.messages",
+    "inference.memo", "inference.messages", "inference.first_model",
+    "ipc.report", "ipc.calls",
 ]
 # fmt: on
 """Modules of pure logic: bytes, events and times in, values out."""

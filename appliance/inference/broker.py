@@ -26,7 +26,7 @@ from appliance.inference.messages import (
     View,
 )
 from appliance.inference.model import BusyError, ModelSpec
-from appliance.inference.process import SERVICE, ModelProcess
+from appliance.inference.process import SERVICE, Answer, ModelProcess
 from appliance.ipc.ring import FrameRef
 
 MAX_MODELS = 32
@@ -162,9 +162,7 @@ class Broker:
 
         PeerError and ModelError as for infer.
         """
-        request = GetPixels(UNSENT, frame, crop, format, width, height, data)
-        async with self._brought if data is not None else contextlib.nullcontext():
-            answer, _ = await self._shielded(self._host(None).ask(request))
+        answer = await self._shielded(self._pixels(GetPixels(UNSENT, frame, crop, format, width, height, data)))
         if not isinstance(answer, Pixels) or len(answer.data) != width * height * PIXEL_BYTES[format]:
             raise ModelError("the process that decodes pixels gave another answer than pixels")
         return answer.data
@@ -216,6 +214,11 @@ class Broker:
         if not isinstance(answer, Outputs) or ready.run is None:
             raise ModelError(f"{model.path.name}: its process gave another answer than outputs")
         return Inference(answer.tensors, ready.run, answer.decode_us, answer.invoke_us, 0)
+
+    async def _pixels(self, request: GetPixels) -> Answer:
+        async with self._brought if request.data is not None else contextlib.nullcontext():
+            answer, _ = await self._host(None).ask(request)
+        return answer
 
     async def _outcome(self, work: Coroutine[Any, Any, Result]) -> Result | ApplianceError:
         """Errors as values: those who share a task all get them, and none ends the task group."""

@@ -5,6 +5,10 @@ interpreted of them is interpreted afterwards. A process on the CPU keeps its so
 with a delegate keeps what the delegate's library needs of the machine: it is loaded after the lockdown, because it
 starts threads, and most measures are of a thread and of those that it starts.
 
+On a 2-core x86-64 machine the measures take 1 ms of a process's start, running the first model 1 ms, and finding
+libseccomp, for which ctypes runs ldconfig, 17 ms. No difference in inference
+could be measured.
+
 ``python -m appliance.inference.lockdown [LIBRARY]`` locks itself down and prints what is in force, as JSON.
 """
 

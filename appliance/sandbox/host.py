@@ -99,6 +99,7 @@ class HandlerHost:
         self._zygote = zygote
         self._inference = inference
         self._admission = admission
+        self._module: Admitted | None = None
         self._on_finish = on_finish
         self._brought = BroughtModels(spec.guest_models, guest_models)
         self._log = logging.getLogger(f"handler.{spec.name}")
@@ -266,8 +267,10 @@ class HandlerHost:
     async def _prepare(self) -> tuple[Setup, Rules]:
         """What a worker is told and what it is held to; the models are loaded when this returns."""
         memory_bytes = self.spec.limits.memory_mb << 20
-        restorable = self.spec.abi in RESTORED_ABIS
-        module = await self._admission.admit(Order(self.spec.module, self.spec.engine, memory_bytes, restorable))
+        if self._module is None:  # once: another worker must come in milliseconds
+            restorable = self.spec.abi in RESTORED_ABIS
+            order = Order(self.spec.module, self.spec.engine, memory_bytes, restorable)
+            self._module = await self._admission.admit(order)
         models, inputs = [], []
         for use in self.spec.models:
             ready = await self._inference.ready(use.model)
@@ -275,7 +278,7 @@ class HandlerHost:
             inputs.append([tensor.nbytes for tensor in ready.inputs])
         setup = Setup(
             handler=self.spec.name,
-            module=module,
+            module=self._module,
             abi=self.spec.abi,
             engine=self.spec.engine,
             observes=list(self.spec.observes),

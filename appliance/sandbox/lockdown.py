@@ -17,10 +17,9 @@ from appliance.ipc.report import Lockdown
 
 __all__ = ["MAPPING_CALLS", "NOBODY", "lock_down", "prepare"]
 
-MARGIN_BYTES = 128 << 20
+MARGIN_BYTES = 96 << 20
 """Address space on top of what the process has and of the guest's memory: the largest message in flight (an inference
-of 12 MiB of tensors is there three times over), the models that the guest has brought and the tensors that the host
-holds for it (16 and 24 MiB), what wasm3 leaks before the worker is replaced, its code pages."""
+of 12 MiB of tensors is there three times over), what wasm3 leaks before the worker is replaced, its code pages."""
 STACK_BYTES = 64 << 20
 """wasm3 recurses on the C stack."""
 

@@ -63,6 +63,16 @@ def _emit(data: str, tag: int = TAG, format: int = 5, length: int | None = None)
     return on_poison(call, extra=f'(data (i32.const 16) "{text}")', memory="18")
 
 
+def _load(model: bytes) -> bytes:
+    """Loads 4096 bytes as a model: these, and zeros."""
+    text = "".join(f"\\{byte:02x}" for byte in model)
+    return on_poison(
+        "(call $load (i32.const 64) (i32.const 1) (i32.const 4) (i32.const 0) (i32.const 32))",
+        extra=f'(data (i32.const 64) "\\80\\00\\00\\00\\00\\10\\00\\00") (data (i32.const 128) "{text}")',
+        wasi_nn=True,
+    )
+
+
 def nested(loops: int, inner: str) -> str:
     return "(loop " * loops + inner + ")" * loops
 
@@ -96,7 +106,8 @@ HOSTILE = (
     Hostile(
         "endless loop in init",
         unvalidated(
-            f'(module (memory (export "memory") 1) (func (export "init") (result i32) (loop $l br $l) (i32.const 0)) {HANDLE})'
+            '(module (memory (export "memory") 1)'
+            f' (func (export "init") (result i32) (loop $l br $l) (i32.const 0)) {HANDLE})'
         ),
         frozenset({"gas", "deadline"}),
         starts=False,
@@ -175,21 +186,13 @@ HOSTILE = (
     ),
     Hostile(
         "model of death",
-        on_poison(
-            "(call $load (i32.const 64) (i32.const 1) (i32.const 4) (i32.const 0) (i32.const 32))",
-            extra='(data (i32.const 64) "\\80\\00\\00\\00\\00\\10\\00\\00") (data (i32.const 128) "\\1c\\00\\00\\00TFL3\\ff\\ff")',
-            wasi_nn=True,
-        ),
+        _load(b"\x1c\0\0\0TFL3\xff\xff"),
         frozenset({"error"}),
         changes={"guest_models": 1},
     ),
     Hostile(
         "a model, where none is allowed",
-        on_poison(
-            "(call $load (i32.const 64) (i32.const 1) (i32.const 4) (i32.const 0) (i32.const 32))",
-            extra='(data (i32.const 64) "\\80\\00\\00\\00\\00\\10\\00\\00") (data (i32.const 128) "\\1c\\00\\00\\00TFL3")',
-            wasi_nn=True,
-        ),
+        _load(b"\x1c\0\0\0TFL3"),
         frozenset({"error"}),
     ),
     # --- refused --------------------------------------------------------------------------------------------

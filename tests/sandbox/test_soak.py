@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 1200.0
 SAMPLE_FRAMES = 10_000
 """Memory is looked at so often."""
 GROWTH_KB = 6144
-"""What the zipper's own process may grow by in the second half: its allocator takes some 4 MB with a new worker, once."""
+"""What the zipper's process may grow by in the second half: its allocator takes some 4 MB with a new worker, once."""
 WORKER_KB = 32 << 10
 """What a worker may ever have: its share of the zygote, and what wasm3's binding leaks until it is replaced."""
 

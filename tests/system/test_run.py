@@ -187,6 +187,8 @@ def test_doctor_and_config(tmp_path: Path) -> None:
         "edge tpu",
         "camera camera",
         "handler parts",
+        "workers",
+        "models",
         "broker",
         "state",
         "clock",

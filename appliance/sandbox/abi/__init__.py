@@ -65,6 +65,7 @@ def bind(abi: str, instance: Instance, services: Services) -> Abi:
     guest = Guest(instance, services)
     hosts = Hosts(guest, Native(guest), Wasi(guest), Yomo(guest))
     contexts = Contexts(services)
+    guest.on_reset(contexts.forget)
     modules: tuple[HostModule, ...] = (
         hosts.native,
         hosts.wasi,

@@ -91,6 +91,10 @@ class Contexts:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self.forget()
+
+    def forget(self) -> None:
+        """The guest begins anew, and knows none of its handles any more. The models themselves are kept."""
         self._handles = count(1)
         self._graphs: dict[int, int] = {}
         self._contexts: dict[int, Context] = {}

@@ -274,6 +274,7 @@ def _read_start(layout: Layout, section: Reader) -> None:
 
 
 def _read_elements(layout: Layout, section: Reader) -> None:
+    left = limits.MAX_TABLE_ELEMENTS
     for _ in range(section.count(limits.MAX_ELEMENT_SEGMENTS, "segments of its table", "elements")):
         at = section.at
         flags = section.u32()
@@ -282,7 +283,8 @@ def _read_elements(layout: Layout, section: Reader) -> None:
         if flags:
             raise BrokenRuleError("feature", f"the segment of its table at offset {at} is of a later form", at)
         offset = _offset(section)
-        count = section.count(limits.MAX_TABLE_ELEMENTS, "elements of its table", "elements")
+        count = section.count(left, "more elements of its table", "elements")
+        left -= count
         if offset + count > layout.table:
             raise BrokenRuleError("elements", f"the segment at offset {at} lies outside its table", at)
         functions = tuple(section.u32() for _ in range(count))

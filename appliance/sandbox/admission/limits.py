@@ -15,12 +15,12 @@ MAX_EXPORTS = 4096
 MAX_EXPORT_NAMES = 3
 """Of one function: wasm3 keeps three names (d_m3MaxDuplicateFunctionImpl), and finds it by no other."""
 MAX_TABLE_ELEMENTS = 65_536
-"""wasm3's limit is 100,000."""
+"""Of the table, and of all segments together. wasm3's limit is 100,000."""
 MAX_ELEMENT_SEGMENTS = 4096
-MAX_DATA_SEGMENTS = 16_384
-MAX_LOCALS = 1500
+MAX_DATA_SEGMENTS = 65_536
+MAX_LOCALS = 1900
 """Of a function, with its parameters: wasm3 compiles none whose stack is over 2000 values."""
-MAX_LOCAL_GROUPS = 1500
+MAX_LOCAL_GROUPS = MAX_LOCALS
 MAX_BODY_BYTES = 1 << 20
 """Of one function. Gas is charged as an i32: a body has no more instructions than bytes."""
 MAX_BLOCK_DEPTH = 2048

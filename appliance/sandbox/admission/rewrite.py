@@ -27,7 +27,7 @@ from appliance.sandbox.admission.code import END, I32_CONST
 from appliance.sandbox.admission.growing import grow_body
 from appliance.sandbox.admission.layout import MAX_SHOWN_NAME, Layout, Memory
 from appliance.sandbox.admission.metering import Additions, metered
-from appliance.sandbox.admission.verdict import MEMORY_NAME, PAGES_NAME, START_NAME
+from appliance.sandbox.admission.verdict import GAS_NAME, MEMORY_NAME, PAGES_NAME, START_NAME
 
 RESERVED = "appliance:"
 """How names that are added here begin: no module may export such."""
@@ -148,7 +148,7 @@ def _exports(layout: Layout, additions: Additions, state: dict[str, int]) -> byt
         items.append(_export(export.name, export.kind, index))
     if layout.start is not None:
         items.append(_export(START_NAME, binary.FUNCTION_KIND, additions.moved(layout.start)))
-    items += [_export(name, binary.GLOBAL_KIND, index) for name, index in state.items()]
+    items += [_export(name, binary.GLOBAL_KIND, index) for name, index in ({GAS_NAME: additions.gas} | state).items()]
     return encode_vector(items)
 
 

@@ -9,6 +9,8 @@ ADMISSION_VERSION = 1
 
 START_NAME = "appliance:start"
 """Export of wasm3's modules, ``v()``: the start function, which the engine calls. wasm3 could run it only once."""
+GAS_NAME = "appliance:gas"
+"""Export of wasm3's modules: what is left of the batch of gas that the module has taken from the host."""
 PAGES_NAME = "appliance:pages"
 """Export of restorable modules: the memory's size in pages, which is virtual."""
 MEMORY_NAME = "appliance:memory"

@@ -20,7 +20,7 @@ class GuestFailedError(HandlerError):
         super().__init__(message)
         self.kind = kind
         self.backtrace = backtrace
-        """The guest's functions, innermost first; few and short. Empty where the engine knows none."""
+        """The guest's functions, innermost first, by ``frame_line``; empty where the engine knows none."""
 
 
 @dataclass(frozen=True, slots=True)

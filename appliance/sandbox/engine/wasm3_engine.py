@@ -12,7 +12,7 @@ from typing import Any
 
 import wasm3
 
-from appliance.sandbox.admission.verdict import PAGES_NAME, START_NAME, Admitted
+from appliance.sandbox.admission.verdict import GAS_NAME, PAGES_NAME, START_NAME, Admitted
 from appliance.sandbox.engine.backtrace import PrintedBacktrace
 from appliance.sandbox.engine.engine import (
     Function,
@@ -84,10 +84,12 @@ class Wasm3Instance:
     def allow(self, gas: int) -> None:
         self._gas = gas
         self._module.gasLimit = (gas + 0.5) / GAS_UNIT  # it is cut to an integer
+        self._module.set_global(GAS_NAME, 0)  # what is left from the frame before is not this one's
 
     def gas_used(self) -> int:
-        used: float = self._module.gasUsed
-        return min(self._gas, round(used * GAS_UNIT))
+        taken: float = self._module.gasUsed
+        left: int = self._module.get_global(GAS_NAME)
+        return min(self._gas, round(taken * GAS_UNIT) - max(0, left))
 
     def find(self, name: str, signature: str = "i()") -> Function | None:
         if not self._linked:

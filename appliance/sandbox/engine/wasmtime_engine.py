@@ -164,5 +164,7 @@ def _name(trap: wasmtime.Trap) -> str:
 
 
 def _backtrace(trap: wasmtime.Trap) -> tuple[str, ...]:
-    frames = enumerate(trap.frames[:MAX_BACKTRACE])
-    return tuple(frame_line(depth, frame.module_offset, frame.func_name or "") for depth, frame in frames)
+    return tuple(
+        frame_line(depth, frame.module_offset, frame.func_name or f"{frame.func_index}:")
+        for depth, frame in enumerate(trap.frames[:MAX_BACKTRACE])
+    )

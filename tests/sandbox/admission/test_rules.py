@@ -48,9 +48,11 @@ BROKEN = [
     ("(module (func" + ")(func".join(f' (export "{name}")' for name in range(4097)) + "))", "exports", "4097 exports"),
     ("(module (table 65537 funcref))", "table", "65537 elements is over the limit"),
     ("(module (table 1 funcref) (func)" + "(elem (i32.const 0) 0)" * 4097 + ")", "elements", "4097 segments"),
+    ("(module (table 40000 funcref) (func)" + f"(elem (i32.const 0) {'0 ' * 33_000})" * 2 + ")", "elements",
+     "33000 more elements"),
     ("(module (memory 1)" + '(data (i32.const 0) "")' * 16_385 + ")", "data", "16385 segments"),
-    ("(module (func (local" + " i32" * 1501 + ")))", "locals", "has 1501 locals"),
-    ("(module (func (param i32)" + "(local i64) (local i32)" * 750 + "))", "locals", "has 1501 locals"),
+    ("(module (func (local" + " i32" * 1901 + ")))", "locals", "has 1901 locals"),
+    ("(module (func (param i32)" + "(local i64) (local i32)" * 950 + "))", "locals", "has 1901 locals"),
     ("(module (func (local i32)" + "nop " * (1 << 20) + "))", "body", "over the limit of 1048576"),
     # memory and tables
     ("(module (memory 17))", "memory", "starts with 1114112 bytes of memory, over its limit of 1048576"),

@@ -1,5 +1,7 @@
 """One suite over all engines, in this process and with valid modules: what can crash it is tried in real workers."""
 
+import re
+
 import pytest
 from sandbox_bench import admit, assemble
 
@@ -361,5 +363,8 @@ def test_a_backtrace_names_functions(engine: EngineName) -> None:
     if engine == "wasm3":  # it prints them, and only a worker's standard error is ours to catch
         assert backtrace == ()
     else:
-        assert [line.split()[0] for line in backtrace] == ["0:", "1:", "2:"]
-        assert [line.split()[2] for line in backtrace] == ["inner", "middle", "outer"]
+        assert [re.sub(r"0x[0-9a-f]{6,}", "0x", line) for line in backtrace] == [
+            "0: 0x inner",
+            "1: 0x middle",
+            "2: 0x outer",
+        ]

@@ -40,22 +40,22 @@ def as_in_a_worker() -> Iterator[None]:
 
 
 def backtrace(instance: Instance, name: str) -> tuple[str, ...]:
+    """Names of the functions."""
     function = instance.find(name)
     assert function is not None
     with pytest.raises(GuestFailedError) as failure:
         function()
-    return failure.value.backtrace
+    return tuple(line.split(" ", 2)[2] for line in failure.value.backtrace)
 
 
 def test_backtraces_are_caught_one_by_one_and_are_short() -> None:
     with as_in_a_worker():
         instance = loaded(TRAPS)
         for _ in range(20):  # more than the socket holds, were it not emptied
-            lines = backtrace(instance, "handle")
-            assert [line.split()[2] for line in lines] == ["inner", "middle", "handle"]
-            lines = backtrace(instance, "deep")
-            assert len(lines) == MAX_BACKTRACE
-            assert {line.split()[2] for line in lines} == {"deep"}
+            assert backtrace(instance, "handle") == ("inner", "middle", "handle")
+            deep = backtrace(instance, "deep")
+            assert len(deep) == MAX_BACKTRACE
+            assert set(deep) == {"deep"}
 
 
 def test_a_module_that_is_not_restorable_is_not_reset() -> None:
