@@ -163,7 +163,7 @@ async def test_an_endless_loop_runs_out_of_gas_and_its_worker_goes_on() -> None:
         assert stopped.message == "it ran more than 10,000,000 instructions about one frame: limits.gas in its manifest"
         served = await handler.handle()
         assert served.outcome == "ok"
-        assert 0 <= served.gas < 11_000  # taken 10,000 at a time
+        assert 10 < served.gas < 1000
         assert handler.host.status.pid == pid
 
 
