@@ -74,7 +74,7 @@ class Limits(Section, frozen=True, kw_only=True):
     """Linear memory of the guest."""
     gas: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
     """Millions of instructions per frame; not given: about as many as fit in the deadline on this machine."""
-    host_calls: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    host_calls: Annotated[int, msgspec.Meta(ge=1, le=500_000)] = 10_000
     """Calls of host functions per frame."""
     emits_per_second: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2000
     """Frames it may emit, on average; a second's worth at once."""

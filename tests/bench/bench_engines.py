@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 
@@ -29,7 +30,7 @@ from appliance.sandbox.admission.binary import PAGE_BYTES  # noqa: E402
 from appliance.sandbox.admission.layout import read  # noqa: E402
 from appliance.sandbox.admission.rewrite import limited  # noqa: E402
 from appliance.sandbox.admission.verdict import EngineName  # noqa: E402
-from appliance.sandbox.engine import HostFunction, Instance, open_engine  # noqa: E402
+from appliance.sandbox.engine import HostFunction, Instance, open_engine, wasm3_engine  # noqa: E402
 
 ENGINES: tuple[EngineName, ...] = ("wasm3", "wasmtime")
 GAS = 10**12
@@ -90,9 +91,20 @@ def motion(guest: Guest) -> float:
     return microseconds(handle)
 
 
+class Unmetered(wasm3_engine.Wasm3Instance):
+    """An instance of a module as it came."""
+
+    def allow(self, gas: int) -> None:
+        pass
+
+    def gas_used(self) -> int:
+        return 0
+
+
 def unmetered(module: bytes) -> Guest:
     code = limited(read(module), MEMORY_BYTES // PAGE_BYTES)
-    return Guest(module, admitted=msgspec.structs.replace(admit_handler(module), code=code))
+    with mock.patch.object(wasm3_engine, "Wasm3Instance", Unmetered):
+        return Guest(module, admitted=msgspec.structs.replace(admit_handler(module), code=code))
 
 
 async def pss(engine: EngineName) -> float:

@@ -119,7 +119,7 @@ HOSTILE = (
         "loop of host calls, within a budget that is too large",
         on_poison("(loop $l (drop (call $now_ns)) (br $l)) (i32.const 0)"),
         frozenset({"gas", "deadline"}),
-        limits=Limits(deadline_ms=DEADLINE_MS, memory_mb=2, host_calls=1_000_000),
+        limits=Limits(deadline_ms=DEADLINE_MS, memory_mb=2, host_calls=500_000),
     ),
     Hostile(
         "memory.grow bomb",

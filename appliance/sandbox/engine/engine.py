@@ -44,7 +44,7 @@ class Instance(Protocol):
         """Let the guest run so many instructions from now on, then its call fails with ``gas``. At first: none."""
 
     def gas_used(self) -> int:
-        """Instructions since the last :meth:`allow`. wasm3's are counted 10,000 at a time, when they are begun."""
+        """Instructions since the last :meth:`allow`, those of a function or a round of a loop when it begins."""
 
     def find(self, name: str, signature: str = "i()") -> Function | None:
         """The exported function of that name, None where there is none; the start function runs at the first.

@@ -12,7 +12,6 @@ from typing import Any
 
 import wasm3
 
-from appliance.sandbox.admission.metering import BATCH
 from appliance.sandbox.admission.verdict import GAS_NAME, PAGES_NAME, START_NAME, Admitted
 from appliance.sandbox.engine.backtrace import PrintedBacktrace
 from appliance.sandbox.engine.engine import (
@@ -35,6 +34,7 @@ _NO_MEMORY_LEFT = "memory allocation failed"
 _OUT_OF_GAS = "Out of gas"
 _NO_MEMORY = memoryview(bytearray())
 _ZEROS = bytes(PAGE_BYTES)
+_MOST_I32 = (1 << 31) - 1
 _HALF, _MASK = 1 << 63, (1 << 64) - 1
 
 _printed: list[PrintedBacktrace] = []
@@ -89,8 +89,9 @@ class Wasm3Instance:
 
     def gas_used(self) -> int:
         taken: float = self._module.gasUsed
-        left: int = self._module.get_global(GAS_NAME)  # unsigned; what is below 0 was not to be had
-        return min(self._gas, round(taken * GAS_UNIT) - (left if left <= BATCH else 0))
+        left: int = self._module.get_global(GAS_NAME)
+        overdrawn = left > _MOST_I32  # below zero: an i32 comes unsigned
+        return min(self._gas, round(taken * GAS_UNIT) - (0 if overdrawn else left))
 
     def find(self, name: str, signature: str = "i()") -> Function | None:
         if not self._linked:

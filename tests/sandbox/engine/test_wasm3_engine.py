@@ -89,6 +89,15 @@ def test_memory_out_of_the_virtual_size_is_cleared_by_a_reset_too() -> None:
     assert call("seek") == 0
 
 
+def test_gas_of_a_guest_that_ran_out_is_what_it_was_allowed() -> None:
+    """The module has overdrawn its account then, and wasm3 reads globals of 32 bits unsigned."""
+    instance = loaded('(module (func (export "handle") (result i32) (loop $l br $l) i32.const 0))')
+    for allowed in (10_001, 25_000, 1_000_000):
+        instance.allow(allowed)
+        backtrace(instance, "handle")
+        assert allowed - 10_000 <= instance.gas_used() <= allowed
+
+
 def test_resets_leak_nothing() -> None:
     instance = loaded(
         """(module (memory 1 4) (global $g (mut i64) (i64.const 0)) (func $s (global.set $g (i64.const 4))) (start $s)
