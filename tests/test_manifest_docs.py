@@ -1,4 +1,4 @@
-"""docs/handlers.md has every key of a manifest, docs/handler-abi.md every bound and rule of modules, as the code has them."""
+"""docs/handlers.md has every key of a manifest, docs/handler-abi.md every bound and rule of modules, as they are."""
 
 import re
 from collections.abc import Iterator
