@@ -222,7 +222,11 @@ def release_handler(config_path: Path | None, state: str, name: str | None) -> N
     help="The handler's directory. Default: handlers/NAME of a checkout.",
 )
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting or model, instead of the capsule's. Repeatable."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting or model, instead of the capsule's. Repeatable.",
 )
 @click.option("--any-module", is_flag=True, help="Go on where the handler's module is not the one that failed.")
 @click.option("--json", "as_json", is_flag=True, help="Standard output is one JSON object.")
@@ -239,8 +243,8 @@ def replay_capsule(
     Needs no camera, no broker and no running appliance. Capsules lie in `capsules/` of the state directory; the
     handler's state on MQTT and the log name them.
 
-    Exit code 0: the handler failed as it did then; 3: it did not; 2: its module is not the one that failed. With
-    --any-module another module is tried, so a script can tell whether that mends the failure.
+    Exit code 0: the handler failed as it did then; 3: it did not; 2: it was not tried, for example because its module
+    is another one. With --any-module that is tried, so a script can tell whether it mends the failure.
 
     \b
     appliance handler replay 20260301T120000.000000Z-parts-trap.capsule
