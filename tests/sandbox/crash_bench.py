@@ -113,7 +113,8 @@ def few_strikes(count: int = 4) -> Iterator[None]:
 def directory_of(handler: HandlerSpec, path: Path, *, module: bytes | None = None) -> Path:
     """The handler's directory, as its developer has it."""
     path.mkdir()
-    limits = f"[limits]\ndeadline_ms = {handler.limits.deadline_ms}\nmemory_mb = {handler.limits.memory_mb}\ngas = {LIMITS.gas}\n"
+    given = handler.limits
+    limits = f"[limits]\ndeadline_ms = {given.deadline_ms}\nmemory_mb = {given.memory_mb}\ngas = {LIMITS.gas}\n"
     (path / "handler.toml").write_text(
         f'name = "{handler.name}"\nversion = "{handler.version}"\nobserves = [1]\nemits = [{{ tag = {TAG} }}]\n'
         f'settings = {{ threshold = "0.5" }}\n{limits}'
