@@ -191,7 +191,10 @@ def release_handler(config_path: Path | None, state: str, name: str | None) -> N
             quarantines.release(name)
             click.echo(f"{name} is released: an appliance that runs starts it within a second")
             return
-        for record in quarantines.all():
+        records = quarantines.all()
+        if not records:
+            click.echo("no handler is in quarantine", err=True)
+        for record in records:
             failure = record.failure
             since = rfc3339(failure.at_ns)
             click.echo(f"{record.handler} {record.version}  since {since}  {failure.kind}: {failure.message}")
