@@ -38,13 +38,14 @@ def cli() -> None:
     """Edge vision appliance: camera frames over QUIC to sandboxed WebAssembly handlers, results to MQTT.
 
     \b
-    Try it:           appliance run --frames 300
-    Your own video:   appliance run --camera video.mp4 --handler handlers/motion
-    What is missing:  appliance doctor
+    Try it:            appliance run --frames 300
+    Your own video:    appliance run --camera video.mp4 --handler handlers/motion
+    What is missing:   appliance doctor
+    A handler failed:  appliance handler --help
     """  # noqa: D301 - click wants the character \b
 
 
-@cli.command()
+@cli.command(short_help="Run everything on this machine.")
 @_config
 @_state
 @_log
@@ -103,7 +104,7 @@ def run(
         _run_appliance(config, state, as_json=as_json, cameras=True)
 
 
-@cli.command()
+@cli.command(short_help="Run everything but the cameras.")
 @_config
 @_state
 @_log
@@ -113,7 +114,7 @@ def zipper(config_path: Path | None, state: str, log: str | None) -> None:
         _run_appliance(_with_handlers(_effective(config_path, log), (), ()), state, as_json=False, cameras=False)
 
 
-@cli.command()
+@cli.command(short_help="Run one camera alone, for a zipper here or elsewhere.")
 @_config
 @_state
 @_log
@@ -133,7 +134,7 @@ def source(config_path: Path | None, state: str, log: str | None, name: str | No
         asyncio.run(run_until_signalled(lambda: Source(camera, address, credential)))
 
 
-@cli.command()
+@cli.command(short_help="Say what this machine has and lacks.")
 @_config
 @_state
 def doctor(config_path: Path | None, state: str) -> None:
@@ -150,7 +151,7 @@ def doctor(config_path: Path | None, state: str) -> None:
         raise SystemExit(EXIT_FAILURE)
 
 
-@cli.command("config")
+@cli.command("config", short_help="Print the configuration that is in force.")
 @_config
 def show_config(config_path: Path | None) -> None:
     """Print the effective configuration as TOML, defaults included and secrets left out."""
@@ -162,12 +163,21 @@ def show_config(config_path: Path | None) -> None:
     click.echo(tomli_w.dumps(_without_secrets(msgspec.to_builtins(config))), nl=False)
 
 
-@cli.group()
+@cli.group(short_help="Look into handlers that failed, and let them run again.")
 def handler() -> None:
-    """Handlers that failed: let them run again, or look at what happened."""
+    """Look into handlers that failed, and let them run again.
+
+    A handler that fails too often is put in quarantine: it is not run any more until it is released. The frames around
+    its first failures are kept as crash capsules, and can be played to it again. docs/handlers.md tells more.
+
+    \b
+    appliance handler release                             who is in quarantine, and why
+    appliance handler replay CAPSULE --handler DIR        have the failure again
+    appliance handler release NAME                        let it run again
+    """  # noqa: D301 - click wants the character \b
 
 
-@handler.command("release")
+@handler.command("release", short_help="Who is in quarantine; or let a handler out of it.")
 @_config
 @_state
 @click.argument("name", required=False)
@@ -175,7 +185,8 @@ def release_handler(config_path: Path | None, state: str, name: str | None) -> N
     """Let the handler NAME out of quarantine; without NAME, list what is in quarantine and why.
 
     A handler that fails on more than about 5 % of its frames for long is put in quarantine: it is not run any more,
-    not after a restart either. Another version of it runs at once. A running appliance notices the release by itself.
+    not after a restart either. Another version or module of it runs at once, without a release. A running appliance
+    notices the release by itself.
 
     \b
     appliance handler release            who is in quarantine
@@ -200,7 +211,7 @@ def release_handler(config_path: Path | None, state: str, name: str | None) -> N
             click.echo(f"{record.handler} {record.version}  since {since}  {failure.kind}: {failure.message}")
 
 
-@handler.command("replay")
+@handler.command("replay", short_help="Play the frames around a failure to the handler again.")
 @_config
 @click.argument("capsule_path", metavar="CAPSULE", type=click.Path(path_type=Path))
 @click.option(
@@ -211,7 +222,11 @@ def release_handler(config_path: Path | None, state: str, name: str | None) -> N
     help="The handler's directory. Default: handlers/NAME of a checkout.",
 )
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting or model, instead of the capsule's."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting or model, instead of the capsule's. Repeatable.",
 )
 @click.option("--any-module", is_flag=True, help="Go on where the handler's module is not the one that failed.")
 @click.option("--json", "as_json", is_flag=True, help="Standard output is one JSON object.")
@@ -225,9 +240,11 @@ def replay_capsule(
 ) -> None:
     """Have a failure again: give a handler the frames of a crash CAPSULE, in the sandbox of the appliance.
 
-    Needs no camera, no broker and no running appliance. Capsules lie in `capsules/` of the state directory; `status`
-    on MQTT and the log name them. Exit code 0: the handler failed as it did then; 3: it did not. So it tells whether
-    a new module mends the failure (--any-module), in a script, too.
+    Needs no camera, no broker and no running appliance. Capsules lie in `capsules/` of the state directory; the
+    handler's state on MQTT and the log name them.
+
+    Exit code 0: the handler failed as it did then; 3: it did not; 2: it was not tried, for example because its module
+    is another one. With --any-module that is tried, so a script can tell whether it mends the failure.
 
     \b
     appliance handler replay 20260301T120000.000000Z-parts-trap.capsule
