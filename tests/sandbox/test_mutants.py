@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import multiprocessing
 import struct
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -64,7 +65,8 @@ PROGRAM = """(module
   (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
   (memory (export "memory") 1 4)
-  (data (i32.const 16) "frame.jpg") (data (i32.const 32) "\\00\\10\\00\\00\\00\\04\\00\\00") (data (i32.const 64) "42\\0a")
+  (data (i32.const 16) "frame.jpg") (data (i32.const 32) "\\00\\10\\00\\00\\00\\04\\00\\00")
+  (data (i32.const 64) "42\\0a")
   (data (i32.const 48) "\\40\\00\\00\\00\\03\\00\\00\\00")
   (func (export "_start")
     (drop (call $sizes (i32.const 128) (i32.const 132)))
@@ -178,6 +180,10 @@ class Tally:
     @property
     def total(self) -> int:
         return self.rules.total() + self.admitted["wasm3"]
+
+    def told(self) -> str:
+        lines = (f"refused: {dict(self.rules)}", f"admitted: {dict(self.admitted)}", f"ended: {dict(self.outcomes)}")
+        return "\n".join(("", *lines, *self.strange, ""))
 
 
 @dataclass
@@ -299,8 +305,7 @@ async def test_a_mutant_is_refused_or_trapped_or_run_and_nobody_else_notices(cou
             for _ in range(LANES):
                 group.create_task(here.try_all(mutants))
         status, tally = here.neighbour.host.status, here.tally
-        print(f"\nrefused: {dict(tally.rules)}\nadmitted: {dict(tally.admitted)}\nended: {dict(tally.outcomes)}")
-        print("\n".join(tally.strange))
+        sys.stdout.write(tally.told())
         assert here.zygote.pid == zygote
         assert (status.handled, status.faults, status.restarts) == (count, {}, 0)
     assert tally.total == count
