@@ -14,6 +14,7 @@ from appliance.app import Appliance
 from appliance.frame import Frame
 from appliance.health import camera_document
 from appliance.summary import Summary, document, milliseconds
+from appliance.text import printable
 
 REFRESH_SECONDS = 0.5
 LINE_SECONDS = 2.0
@@ -46,11 +47,6 @@ def _short(item: Any) -> str:
     return f"{item:.2f}" if isinstance(item, float) else str(item)
 
 
-def _printable(text: str) -> str:
-    """Guests write labels: nothing of theirs reaches the terminal as a control sequence."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 async def watch(appliance: Appliance, console: Console) -> None:
     """Show what happens until cancelled."""
     if not console.is_terminal:
@@ -68,7 +64,7 @@ async def _lines(appliance: Appliance, console: Console) -> None:
         stats = appliance.publisher.stats
         total = appliance.publisher.latency.get("total")
         latency = f" p50={milliseconds(total)['p50']:.1f}ms" if total is not None else ""
-        seen = "  ".join(f"{name}: {_printable(value_text(last.frame))}" for name, last in appliance.last.items())
+        seen = "  ".join(f"{name}: {printable(value_text(last.frame))}" for name, last in appliance.last.items())
         console.print(
             f"{time.strftime('%H:%M:%S')} results={stats.results} published={stats.published}{latency}  {seen}",
             soft_wrap=True,
@@ -100,7 +96,7 @@ def _screen(appliance: Appliance) -> Group:
             str(status.handled),
             str(observer.counters.dropped if observer else 0),
             str(sum(status.faults.values())),
-            _printable(value_text(last.frame)) if last else "",
+            printable(value_text(last.frame)) if last else "",
         )
     results = Text(f"results {stats.results}  published {stats.published}  on disk {stats.backlog}  lost {stats.lost}")
     return Group(header, Text(), cameras, Text(), handlers, Text(), results, _latency(appliance))

@@ -1,7 +1,6 @@
 """What this machine has and lacks, for ``appliance doctor``: one finding a line, with the remedy."""
 
 import asyncio
-import os
 import shutil
 import subprocess
 import sys
@@ -18,10 +17,10 @@ from appliance.camera.camera import kind_of, open_camera, printable
 from appliance.config import CameraConfig, Config, HandlerConfig, MqttConfig, device_name
 from appliance.device.state import open_state
 from appliance.errors import ApplianceError
+from appliance.ipc.child import kept_environment
 from appliance.ipc.report import Lockdown
 from appliance.mqtt.private_broker import SEARCH_PATH
 from appliance.publisher import Publisher
-from appliance.sandbox.spawning import KEPT_ENVIRONMENT
 from appliance.sandbox.spec import load_handler
 
 CAMERA_SECONDS = 15.0
@@ -111,9 +110,8 @@ def _handler(handler: HandlerConfig, config: Config) -> Finding:
 def _locked_down(subject: str, module: str, *arguments: str) -> Finding:
     """Lock a process down as ``module`` does, and have it tell what is in force; only the filter of calls is a must."""
     command = [sys.executable, "-m", module, *arguments]
-    environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     try:
-        ran = subprocess.run(command, env=environment, capture_output=True, timeout=LOCKDOWN_SECONDS, check=True)
+        ran = subprocess.run(command, env=kept_environment(), capture_output=True, timeout=LOCKDOWN_SECONDS, check=True)
         lockdown = msgspec.json.decode(ran.stdout, type=Lockdown)
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
         return Finding(subject, False, f"a process cannot be locked down: {error}")

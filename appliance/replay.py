@@ -23,9 +23,10 @@ from appliance.sandbox.capsule import Capsule, CapsuleFrame
 from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.host import HandlerHost
 from appliance.sandbox.messages import Emit, Job
-from appliance.sandbox.session import Finished, printable
+from appliance.sandbox.session import Finished
 from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec, load_handler
+from appliance.text import printable
 
 MAX_VALUE = 200
 """Letters of an emitted frame that are shown."""

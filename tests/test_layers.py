@@ -26,7 +26,7 @@ LAYERS = (
     {"camera", "transport", "sandbox", "inference", "mqtt"},
     {"manifest", "source_settings"},
     {"config", "wire", "ipc", "device"},
-    {"cbor", "frame", "errors", "backoff", "stats"},
+    {"cbor", "frame", "errors", "backoff", "stats", "text"},
 )
 """Top to bottom. A unit (a module or a package beside this file's ``PACKAGE``) imports from lower layers only."""
 
@@ -38,7 +38,7 @@ ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 
 # fmt: off
 NO_IO = [
-    "cbor", "frame", "errors", "backoff", "stats", "wire", "manifest", "health",
+    "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health",
     "zipper.router", "zipper.core", "zipper.conversation", "zipper.access", "transport.flow",
     "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result",
     "camera.watch", "camera.pacing",

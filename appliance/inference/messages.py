@@ -1,5 +1,7 @@
 """What the zipper and a model's process say to each other, and the values an inference yields."""
 
+from typing import Annotated
+
 import msgspec
 
 from appliance.frame import ModelRun
@@ -9,6 +11,8 @@ from appliance.ipc.ring import FrameRef
 MAX_TENSORS = 16
 MAX_RANK = 8
 MAX_TENSOR_NAME = 128
+MAX_DTYPE = 16
+MAX_FLOAT32 = 3.4e38
 MAX_TENSOR_BYTES = 12 << 20
 MAX_BEGUN = 4
 """Requests of a process that were begun before they were asked: enough to keep it busy, and few to wait behind."""
@@ -30,17 +34,27 @@ class Crop(msgspec.Struct, frozen=True, array_like=True):
     height: int = 0
 
 
+_Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_TENSOR_BYTES)]
+
+
 class TensorInfo(msgspec.Struct, frozen=True):
     """One input or output of a model, as its file declares it."""
 
-    name: str
-    dtype: str
+    name: Annotated[str, msgspec.Meta(max_length=MAX_TENSOR_NAME)]
+    dtype: Annotated[str, msgspec.Meta(max_length=MAX_DTYPE)]
     """numpy's name: ``uint8``, ``int8``, ``int32``, ``int64``, ``float32`` …"""
-    shape: tuple[int, ...]
-    nbytes: int
-    scale: float
+    shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=MAX_RANK)]
+    nbytes: _Size
+    scale: Annotated[float, msgspec.Meta(ge=0, le=MAX_FLOAT32)]
     """real = scale * (stored - zero_point); 0.0 where the tensor is not quantised."""
-    zero_point: int
+    zero_point: Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
+
+
+TensorInfos = Annotated[list[TensorInfo], msgspec.Meta(max_length=MAX_TENSORS)]
+Tensors = Annotated[list[bytes], msgspec.Meta(max_length=MAX_TENSORS)]
+"""Raw bytes of each, in the model's order."""
+Microseconds = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
+"""Twelve days: sums of many are still integers that JSON has."""
 
 
 class View(msgspec.Struct, frozen=True):
@@ -89,8 +103,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The model is loaded (run is None in the process that only decodes pixels)."""
 
     run: ModelRun | None
-    inputs: list[TensorInfo]
-    outputs: list[TensorInfo]
+    inputs: TensorInfos
+    outputs: TensorInfos
     note: str = ""
     """Anything the operator should know, e.g. why the CPU twin runs instead of the Edge TPU."""
     lockdown: Lockdown = Lockdown()
@@ -101,9 +115,9 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     """Raw bytes of each output, in the order of Ready.outputs; times in microseconds."""
 
     id: int
-    tensors: list[bytes]
-    decode_us: int
-    invoke_us: int
+    tensors: Tensors
+    decode_us: Microseconds
+    invoke_us: Microseconds
 
 
 class Pixels(msgspec.Struct, frozen=True, tag="pixels"):

@@ -8,16 +8,20 @@ import subprocess
 import sys
 from asyncio import Future
 from collections.abc import Sequence
+from dataclasses import astuple
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
 from appliance.errors import ModelError, PeerError
+from appliance.frame import ModelRun
 from appliance.inference.messages import LOADING, Failed, FromModel, Outputs, Pixels, Ready, ToModel
 from appliance.inference.model import ModelSpec
 from appliance.ipc.channel import AsyncChannel
+from appliance.ipc.child import kept_environment
 from appliance.ipc.packets import socket_pair
+from appliance.text import printable
 
 SERVICE = (sys.executable, "-m", "appliance.inference.service")
 ENVIRONMENT = {
@@ -32,6 +36,8 @@ CLOSE_SECONDS = 2.0
 """From closing the socket to SIGKILL: enough to take a delegate down in order."""
 MAX_LAST_WORDS = 2048
 """Bytes kept of what the process wrote to standard error: the end of it, which says why it crashed."""
+MAX_TOLD = 1024
+"""Characters of anything else it says."""
 Answer = Outputs | Pixels
 
 
@@ -120,11 +126,11 @@ class ModelProcess:
             if self._ready.done():
                 self._kill("it said Ready twice")
             else:
-                self._ready.set_result(message)
+                self._ready.set_result(_plain(message))
                 self._watch()
             return
         if isinstance(message, Failed) and message.id == LOADING and not self._ready.done():
-            self._ready.set_exception(ModelError(message.message))
+            self._ready.set_exception(ModelError(_told(message.message)))
             return
         answer = self._pending.pop(message.id, None)
         if answer is None:
@@ -135,7 +141,7 @@ class ModelProcess:
             return
         if isinstance(message, Failed):
             kind = PeerError if message.fault == "frame" else ModelError
-            answer.set_exception(kind(message.message))
+            answer.set_exception(kind(_told(message.message)))
         elif isinstance(message, Outputs) and not self._fits(message):
             answer.set_exception(Died("it sent outputs of another size than it had said"))
             self._kill("it sent outputs of another size than it had said")
@@ -168,7 +174,7 @@ class ModelProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 pass_fds=(theirs.fileno(), self._ring_fd),
-                env={**os.environ, **ENVIRONMENT},
+                env=kept_environment() | ENVIRONMENT,
             )
         except OSError as error:
             ours.close()
@@ -248,6 +254,16 @@ class ModelProcess:
             os.close(self._pidfd)
 
 
+def _told(text: str) -> str:
+    """What the process says, fit for a log: it may be what a model, or a picture, has made of it."""
+    return printable(text[:MAX_TOLD])
+
+
+def _plain(ready: Ready) -> Ready:
+    run = ready.run and ModelRun(*(_told(value) for value in astuple(ready.run)))
+    return msgspec.structs.replace(ready, run=run, note=_told(ready.note))
+
+
 def describe_exit(code: int, last_words: bytes) -> str:
     """How a process ended, in words: by which signal or status, and what it said last."""
     if code < 0:
@@ -259,4 +275,4 @@ def describe_exit(code: int, last_words: bytes) -> str:
         how = f"it exited with status {code}"
     lines = [line for line in last_words.decode("utf-8", "replace").splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith("INFO:")]
-    return f"{how} ({said[-1].strip()[:200]})" if said else how
+    return f"{how} ({printable(said[-1].strip()[:200])})" if said else how

@@ -10,7 +10,14 @@ import numpy.typing as npt
 
 from appliance.errors import ConfigError, DeviceError, ModelError
 from appliance.inference.first_model import FIRST_MODEL
-from appliance.inference.messages import MAX_RANK, MAX_TENSOR_BYTES, MAX_TENSOR_NAME, MAX_TENSORS, TensorInfo
+from appliance.inference.messages import (
+    MAX_FLOAT32,
+    MAX_RANK,
+    MAX_TENSOR_BYTES,
+    MAX_TENSOR_NAME,
+    MAX_TENSORS,
+    TensorInfo,
+)
 
 MAX_REASON = 300
 """Characters kept of what a runtime says about a model: some of it comes from the model file."""
@@ -145,6 +152,8 @@ def describe(detail: Mapping[str, Any]) -> TensorInfo:
     for side in shape:
         nbytes *= side
     scale, zero_point = detail["quantization"]
+    if not 0 <= scale <= MAX_FLOAT32 or not -(1 << 31) <= zero_point < 1 << 31:
+        raise ModelError(f"tensor {name!r} is quantised with the scale {scale} and the zero point {zero_point}")
     return TensorInfo(name, dtype.name, shape, nbytes, float(scale), int(zero_point))
 
 

@@ -6,7 +6,14 @@ import signal
 
 from appliance.errors import DeviceError
 
+KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
+"""What a process that runs what strangers wrote inherits of the environment: nothing that could hold a secret."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def kept_environment() -> dict[str, str]:
+    """That part of this process's environment."""
+    return {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
 
 
 def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:

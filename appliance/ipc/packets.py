@@ -23,16 +23,20 @@ _LAST, _MORE = b"\x00", b"\x01"
 In = TypeVar("In")
 
 
+class MessageTooLongError(ValueError):
+    """What was to be sent is over MAX_MESSAGE_BYTES."""
+
+
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two connected packet sockets; the ends close on exec unless passed on."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def pack(message: object) -> list[bytes]:
-    """The packets of one message."""
+    """The packets of one message; MessageTooLongError."""
     data = _ENCODER.encode(message)
     if len(data) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {len(data)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
+        raise MessageTooLongError(f"a message of {len(data)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
     if len(data) < PACKET_BYTES:
         return [_LAST + data]
     starts = range(0, len(data), PACKET_BYTES - 1)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from appliance.sandbox.messages import Log
-from appliance.sandbox.session import printable
+from appliance.text import printable
 
 DROPPED_SECONDS = 1.0
 """Dropped lines are told of at most so often."""

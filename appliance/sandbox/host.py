@@ -27,9 +27,10 @@ from appliance.sandbox.life import Ending, Inference, WorkerLife
 from appliance.sandbox.messages import GuestModel, Job, Setup
 from appliance.sandbox.quarantine import Strikes
 from appliance.sandbox.restarts import Restarts
-from appliance.sandbox.session import HARD_GRACE, Fault, Finished, Rules, Running, Session, printable
+from appliance.sandbox.session import HARD_GRACE, Fault, Finished, Rules, Running, Session
 from appliance.sandbox.spawning import WorkerProcess, Zygote
 from appliance.sandbox.spec import HandlerSpec
+from appliance.text import printable
 
 CPU_SECONDS = 600
 """RLIMIT_CPU of a worker: behind the deadline, should nobody be there to enforce that. Workers are replaced at half."""

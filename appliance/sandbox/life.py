@@ -13,6 +13,7 @@ from appliance.errors import DeviceError, HandlerError, ModelError, PeerError
 from appliance.inference.messages import Crop, Ready, View
 from appliance.inference.model import BusyError, ModelSpec
 from appliance.ipc.channel import AsyncChannel
+from appliance.ipc.packets import MessageTooLongError
 from appliance.ipc.ring import FrameRef
 from appliance.sandbox.guest_log import GuestLog
 from appliance.sandbox.guest_models import BroughtModels
@@ -129,11 +130,11 @@ class WorkerLife:
 
     async def run(self, setup: Setup, waiting: deque[Job]) -> Ending:
         """Set the worker up, give it the jobs that wait, and live with it to its end; it is dead when this returns."""
-        self._channel.send(setup)
-        while waiting:
-            self.give(waiting.popleft())
-        self._watch()
         try:
+            self._set_up(setup)
+            while waiting:
+                self.give(waiting.popleft())
+            self._watch()
             async with asyncio.TaskGroup() as group:
                 answering = group.create_task(self._answer_wishes(), name=f"{self._spec.name}: wishes")
                 ending = await self._ending
@@ -143,6 +144,14 @@ class WorkerLife:
             self._unwatch()
             self._channel.close()
             self._worker.close()
+
+    def _set_up(self, setup: Setup) -> None:
+        """Its parts have bounds of their own; all of them at their largest do not fit one message."""
+        try:
+            self._channel.send(setup)
+        except MessageTooLongError as error:
+            message = f"its module (as it is run), files and labels are too much for a worker together: {error}"
+            self._end(Ending("refused", message, final=True))
 
     async def _buried(self, ending: Ending) -> Ending:
         """Kill what may be left; a death without a word is explained by the exit status."""

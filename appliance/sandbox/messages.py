@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from appliance.inference.messages import Crop, TensorInfo, View
+from appliance.inference.messages import Crop, TensorInfo, Tensors, View
 from appliance.ipc.report import Lockdown
 from appliance.ipc.ring import FrameRef
 from appliance.sandbox.admission.verdict import Admitted
@@ -168,7 +168,7 @@ class WantInference(msgspec.Struct, frozen=True, tag="infer"):
 
     model: int
     view: View
-    tensors: list[bytes] | None = None
+    tensors: Tensors | None = None
 
 
 class WantPixels(msgspec.Struct, frozen=True, tag="pixels"):
@@ -193,11 +193,15 @@ class Emit(msgspec.Struct, frozen=True):
     payload: bytes
 
 
+Changes = Annotated[dict[str, bytes], msgspec.Meta(max_length=2 * MAX_STATE_KEYS)]
+"""All keys there were, deleted, and as many new ones."""
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """The current frame is handled: only now do its emitted frames and state changes take effect."""
 
-    emits: list[Emit]
-    state: dict[str, bytes]
+    emits: Annotated[list[Emit], msgspec.Meta(max_length=MAX_EMITS)]
+    state: Changes
     """Changed keys; an empty value deletes."""
     guest_us: int
     """Time in the guest itself, without waiting for the host."""

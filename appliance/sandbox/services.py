@@ -287,6 +287,8 @@ class Services:
         if len(key.encode()) > MAX_STATE_KEY or len(value) > MAX_STATE_VALUE:
             raise RefusalError(Errno.ETOOBIG, f"a key over {MAX_STATE_KEY} or a value over {MAX_STATE_VALUE} bytes")
         changes = {**self._changes, key: value}
+        if not value and key not in self._state:
+            del changes[key]  # nothing to tell: changes are no more than there can be keys, before and after
         kept = {k for k in self._state.keys() | changes.keys() if changes.get(k, self._state.get(k))}
         if len(kept) > MAX_STATE_KEYS:
             raise RefusalError(Errno.ETOOBIG, f"more than {MAX_STATE_KEYS} keys")

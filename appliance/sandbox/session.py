@@ -42,6 +42,7 @@ from appliance.sandbox.messages import (
     WantModel,
     WantPixels,
 )
+from appliance.text import printable
 
 Fault = (
     GuestFault
@@ -330,11 +331,6 @@ class Session:
         self.told_nothing_since_a_frame = True
         self._next(now)
         return finished
-
-
-def printable(text: str) -> str:
-    """``text`` on one line, with nothing in it that could steer a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _charged(account: Finished, waited_us: int, result: InferenceResult | None) -> Finished:

@@ -12,14 +12,13 @@ from typing import Self
 
 from appliance.errors import DeviceError
 from appliance.ipc.channel import Assembler, pack, socket_pair
+from appliance.ipc.child import kept_environment
 from appliance.ipc.packets import PACKET_BYTES
 from appliance.sandbox.messages import Exited, FromZygote, Spawn, SpawnFailed
 
 SPAWN_SECONDS = 10.0
 """For a fork, and for the zygote's own start before the first: a Raspberry Pi under load takes a second or two."""
 STOP_SECONDS = 2.0
-KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
-"""What the zygote inherits of the environment: nothing that could hold a secret."""
 
 
 class WorkerProcess:
@@ -72,10 +71,9 @@ class _ZygoteProcess:
 
     def _execute(self, fd: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "appliance.sandbox.zygote", str(fd)]
-        environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
         try:
             # a few ms on the loop, once: in another thread the process would die with that thread
-            return subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=environment)
+            return subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=kept_environment())
         except OSError as error:
             self._sock.close()
             raise DeviceError(f"cannot start the zygote: {error}") from error

@@ -13,10 +13,15 @@ from appliance.ipc.packets import BlockingChannel
 RUN = ModelRun("double.tflite", "0" * 64, "double 1.0", "cpu")
 BYTES = TensorInfo("bytes", "uint8", (1, 4), 4, 0.0, 0)
 READY = Ready(RUN, [BYTES], [BYTES])
+STEERS = "a\nb\x1b[2Jc" * 1000
+TERMINAL = Ready(ModelRun("double.tflite", "0" * 64, STEERS, "cpu\n"), [BYTES], [BYTES], STEERS)
 
 
 def misbehave(behaviour: str, channel: BlockingChannel[ToModel], sock: socket.socket) -> None:
     before_ready = {
+        "has 17 inputs": lambda: channel.send(Ready(RUN, [BYTES] * 17, [BYTES])),
+        "has 9 dimensions": lambda: channel.send(Ready(RUN, [TensorInfo("", "uint8", (1,) * 9, 1, 0.0, 0)], [BYTES])),
+        "shows its environment": lambda: sys.exit(" ".join(sorted(os.environ))),
         "silent": lambda: time.sleep(3600),
         "says why not": lambda: channel.send(Failed(0, "model", "no such thing")),
         "garbage": lambda: sock.send(b"\x00garbage"),
@@ -28,7 +33,7 @@ def misbehave(behaviour: str, channel: BlockingChannel[ToModel], sock: socket.so
     if behaviour in before_ready:
         before_ready[behaviour]()
         return
-    channel.send(READY)
+    channel.send(TERMINAL if behaviour == "steers a terminal" else READY)
     if behaviour == "says ready twice":
         channel.send(READY)
     if behaviour == "answers nobody":
@@ -43,6 +48,9 @@ def answer_to(id: int, behaviour: str) -> Outputs | Pixels | Failed | None:
         os.kill(os.getpid(), signal.SIGSEGV)
     return {
         "answers with too little": Outputs(id, [b"123"], 0, 0),
+        "takes for ever": Outputs(id, [b"good"], 0, 1 << 60),
+        "sends many": Outputs(id, [b""] * 17, 0, 0),
+        "steers a terminal": Failed(id, "model", STEERS),
         "answers with pixels": Pixels(id, b"1234"),
         "blames nobody known": Failed(id, "weather", "it rained"),
         "answers every other": Outputs(id, [b"good"], 10, 20) if id % 2 else None,

@@ -10,7 +10,8 @@ import pytest
 
 from appliance.errors import ModelError
 from appliance.inference.messages import Infer, Outputs, View
-from appliance.inference.process import MAX_LAST_WORDS, Died, ModelProcess, describe_exit
+from appliance.inference.process import ENVIRONMENT, MAX_LAST_WORDS, MAX_TOLD, Died, ModelProcess, describe_exit
+from appliance.ipc.child import KEPT_ENVIRONMENT
 from appliance.ipc.ring import FrameRef, RingWriter
 
 DOUBLE = (sys.executable, str(Path(__file__).with_name("service_double.py")))
@@ -70,6 +71,8 @@ async def test_a_process_that_cannot_load_its_model_says_why(ring: RingWriter) -
     ("behaviour", "reason"),
     [
         ("silent", "it did not answer for 0.5 s"),
+        ("has 17 inputs", "it broke the protocol: a malformed message"),
+        ("has 9 dimensions", "it broke the protocol: a malformed message"),
         ("garbage", "it broke the protocol: a malformed message"),
         ("exits", r"it exited with status 1 \(out of memory at 0x0\)"),
         ("aborts", "it was ended by SIGABRT"),
@@ -93,6 +96,8 @@ async def test_a_process_that_closes_its_socket_is_killed(ring: RingWriter, monk
     ("behaviour", "reason"),
     [
         ("dies when asked", "it was ended by SIGSEGV"),
+        ("takes for ever", "it broke the protocol: a malformed message"),
+        ("sends many", "it broke the protocol: a malformed message"),
         ("answers with too little", "outputs of another size"),
         ("never answers", "it did not answer for 0.2 s"),
         ("says ready twice", "it said Ready twice"),
@@ -107,6 +112,27 @@ async def test_a_process_that_fails_later(ring: RingWriter, behaviour: str, reas
             assert reason in await process.ended()
         with pytest.raises(Died, match=reason):
             await process.ask(REQUEST)
+
+
+async def test_what_it_says_is_fit_for_a_log(ring: RingWriter) -> None:
+    async with double("steers a terminal", ring) as process:
+        run = process.ready.run
+        assert run is not None
+        assert (run.device, run.runtime[:10]) == ("cpu ", "a b [2Jca ")
+        with pytest.raises(ModelError) as failure:
+            await process.ask(REQUEST)
+    for text in (process.ready.note, run.runtime, str(failure.value)):
+        assert text.isprintable()
+        assert len(text) == MAX_TOLD
+
+
+async def test_it_inherits_nothing_that_could_be_a_secret(ring: RingWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MQTT_PASSWORD", "hush")
+    with pytest.raises(Died) as death:
+        async with double("shows its environment", ring):
+            pass
+    names = str(death.value).partition("(")[2].rstrip(")").split()
+    assert set(names) - {"LC_CTYPE"} <= {*KEPT_ENVIRONMENT, *ENVIRONMENT}
 
 
 async def test_answering_others_is_no_excuse_for_ever(ring: RingWriter) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.sandbox.spawning import KEPT_ENVIRONMENT
+from appliance.ipc.child import kept_environment
 
 ATTEMPTS = Path(__file__).parent / "escape_attempts.py"
 _AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="another user can be had by root alone")
@@ -57,9 +57,8 @@ WITH_LANDLOCK = {"unlink": {errno.EACCES}, "execve": {errno.EACCES, errno.EAGAIN
 
 def run(*command: str) -> str:
     """A program of ours, in the environment of a zygote; its standard output."""
-    environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     return subprocess.run(
-        [sys.executable, *command], stdout=subprocess.PIPE, env=environment, check=True, text=True, timeout=60
+        [sys.executable, *command], stdout=subprocess.PIPE, env=kept_environment(), check=True, text=True, timeout=60
     ).stdout
 
 

@@ -29,6 +29,7 @@ from sandbox_bench import (
 from appliance.errors import ModelError
 from appliance.inference.messages import Ready, TensorInfo
 from appliance.inference.model import ModelSpec
+from appliance.ipc.packets import MAX_MESSAGE_BYTES
 from appliance.ipc.ring import RingWriter
 from appliance.manifest import Limits
 from appliance.sandbox.host import HandlerHost
@@ -116,6 +117,16 @@ def keep_busy(handler: Bench, frames: int, payloads: Callable[[], bytes] = bytes
     handler.on_finish = submit
     for _ in range(HandlerHost.CAPACITY):
         submit()
+
+
+async def test_what_does_not_fit_one_message_to_a_worker_is_refused_for_good() -> None:
+    """Module, files and labels have limits of their own; together they may be too much."""
+    async with bench(spec(NOTHING, files={"weights": bytes(MAX_MESSAGE_BYTES)})) as handler:
+        assert (await handler.handle()).outcome == "unavailable"
+        status = handler.host.status
+    assert (status.state, status.faults) == ("failed", {"refused": 1})
+    assert status.last_failure is not None
+    assert "files and labels are too much for a worker together" in status.last_failure.message
 
 
 async def test_more_jobs_than_its_capacity_are_a_defect_of_the_router() -> None:

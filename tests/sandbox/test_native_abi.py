@@ -431,6 +431,21 @@ async def test_keys_of_state_are_counted() -> None:
         assert (await handler.calls(more, texts)).results == [ETOOBIG, 0, 0, ETOOBIG]
 
 
+async def test_any_number_of_keys_that_are_not_there_can_be_deleted() -> None:
+    """They are no changes, and so no more is said about a frame than the zipper takes."""
+    deleting = guest(
+        """(loop $next
+          (i32.store8 (i32.const 0) (i32.add (i32.const 32) (i32.and (local.get $i) (i32.const 63))))
+          (i32.store8 (i32.const 1) (i32.add (i32.const 32) (i32.shr_u (local.get $i) (i32.const 6))))
+          (drop (call $state_set (i32.const 0) (i32.const 2) (i32.const 0) (i32.const 0)))
+          (local.set $i (i32.add (local.get $i) (i32.const 1)))
+          (br_if $next (i32.lt_u (local.get $i) (i32.const 1000))))
+        i32.const 0"""
+    )
+    async with bench(deleting) as handler:
+        assert (await handler.handle()).outcome == "ok"
+
+
 async def test_in_init_there_is_no_frame() -> None:
     calls: list[Call] = [
         ("frame_info", OUT),

@@ -37,7 +37,8 @@ from appliance.sandbox.messages import (
     WantModel,
     WantPixels,
 )
-from appliance.sandbox.session import LOAD_SECONDS, Broken, Finished, LineDropped, Rules, Running, Session, printable
+from appliance.sandbox.session import LOAD_SECONDS, Broken, Finished, LineDropped, Rules, Running, Session
+from appliance.text import printable
 
 DEADLINE = 0.5
 RULES = Rules(DEADLINE, frozenset({TAG}), ((12, 3), (5,)))

@@ -6,7 +6,6 @@ Nothing here parses a module.
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,9 +14,10 @@ from pathlib import Path
 import msgspec
 
 from appliance.errors import DeviceError, HandlerError
+from appliance.ipc.child import kept_environment
 from appliance.sandbox.admission.cache import MAX_FILE_BYTES, VerdictCache, key_of
 from appliance.sandbox.admission.verdict import Admitted, Order, Rejected, Verdict
-from appliance.sandbox.spawning import KEPT_ENVIRONMENT
+from appliance.text import printable
 
 DEADLINE_SECONDS = 60.0
 """For one module. One of 10 KB takes 0.3 s, most of it to start Python; one of MAX_MODULE_BYTES, all code, some ten."""
@@ -72,7 +72,8 @@ class Admission:
                 raise RefusedError(error.rule, str(error)) from error
             await self._store(key, verdict)
         if isinstance(verdict, Rejected):
-            raise RefusedError(verdict.rule, verdict.message, verdict.offset)
+            # the words are those of a process that has read the module, and of the module itself
+            raise RefusedError(printable(verdict.rule), printable(verdict.message), verdict.offset)
         return verdict
 
     async def _store(self, key: str, verdict: Verdict) -> None:
@@ -84,11 +85,10 @@ class Admission:
 
     async def _ask(self, order: Order) -> Verdict:
         """Start a child and take its verdict."""
-        environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
         pipe, nowhere = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._child, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment, start_new_session=True
+                *self._child, stdin=pipe, stdout=pipe, stderr=nowhere, env=kept_environment(), start_new_session=True
             )
         except OSError as error:
             raise DeviceError(f"no process can be started to judge a module: {error.strerror}") from error

@@ -14,10 +14,9 @@ from appliance.sandbox.admission.binary import PAGE_BYTES, PREAMBLE, BrokenRuleE
 from appliance.sandbox.admission.bodies import checked
 from appliance.sandbox.admission.layout import Layout, read
 from appliance.sandbox.admission.rewrite import instrumented, limited
-from appliance.sandbox.admission.verdict import START_NAME, Admitted, Order, Rejected, Verdict
+from appliance.sandbox.admission.verdict import MAX_MESSAGE, START_NAME, Admitted, Order, Rejected, Verdict
 from appliance.sandbox.wasmtime_config import make_config
 
-MAX_MESSAGE = 500
 _OFFSET = re.compile(r"\(at offset 0x([0-9a-f]{1,8})\)")
 _FEATURE = re.compile(r"enabled|disallowed|not supported|without the")
 """In what wasmtime says of a module that would be valid with more of WebAssembly."""

@@ -157,10 +157,15 @@ def _export(name: str, kind: int, index: int) -> bytes:
 
 
 def _names(layout: Layout, moved: int) -> bytes:
-    """The new name section: all functions of the module's own, by index in the rewritten one."""
+    """The new name section: all functions of the module's own, by index in the rewritten one.
+
+    One that has no name but is exported has the name of its export: of a stripped module there is nothing else.
+    """
     imported = len(layout.imports)
+    exported = {export.index: export.name for export in layout.exports if export.kind == binary.FUNCTION_KIND}
+    known = exported | layout.names
     names = [
-        encode_u32(index + moved) + encode_name(f"{index}:{_printable(layout.names.get(index, ''))}")
+        encode_u32(index + moved) + encode_name(f"{index}:{_printable(known.get(index, ''))}")
         for index in range(imported, imported + len(layout.functions))
     ]
     return encode_name("name") + bytes((_FUNCTION_NAMES,)) + encode_sized(encode_vector(names))

@@ -1,5 +1,7 @@
 """What admission is asked, and what it answers."""
 
+from typing import Annotated
+
 import msgspec
 
 from appliance.manifest import EngineName
@@ -15,6 +17,10 @@ PAGES_NAME = "appliance:pages"
 """Export of restorable modules: the memory's size in pages, which is virtual."""
 MEMORY_NAME = "appliance:memory"
 """Export of wasmtime's modules: the memory, which wasm3 gives whether it is exported or not."""
+
+
+MAX_RULE, MAX_MESSAGE = 40, 500
+"""Characters of what is said of a refusal."""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -48,8 +54,8 @@ class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
 class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
     """The module may not run."""
 
-    rule: str
-    message: str
+    rule: Annotated[str, msgspec.Meta(max_length=MAX_RULE)]
+    message: Annotated[str, msgspec.Meta(max_length=MAX_MESSAGE)]
     """One sentence, for its author."""
     offset: int | None = None
     """In the module's file, where the fault is at one place."""

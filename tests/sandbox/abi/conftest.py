@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import sandbox_bench
 from nn_bench import MakeGuest
 
 from appliance.inference.runtime import Runtime
@@ -26,6 +27,22 @@ __attribute__((unused)) static const uint8_t MODEL[] = {{
 #embed "model.tflite"
 }};
 """
+
+
+RUN_GUESTS = {"test_command", "test_bindgen", "test_yomo", "test_guests_with_models"}
+"""Tests with real guests: each of them is to go in the same way on both engines."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__ in RUN_GUESTS:
+        metafunc.fixturenames.append("on_engine")
+        metafunc.parametrize("on_engine", ["wasm3", "wasmtime"], indirect=True)
+
+
+@pytest.fixture
+def on_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of guests that say nothing of it."""
+    monkeypatch.setattr(sandbox_bench, "ENGINE", request.param)
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,10 @@ def children() -> list[int]:
     return [int(pid) for pid in proc(os.getpid(), f"task/{os.getpid()}/children").split()]
 
 
+MEMORY_WITH_A_NAME = b"\0asm\1\0\0\0\2\x0f\1\4a\n\x1b[\5evil\x07\2\0\1"
+"""Imports a memory whose names hold a line break, and what steers a terminal."""
+
+
 # --- real children ------------------------------------------------------------------------------------------
 
 
@@ -53,6 +57,13 @@ async def test_a_module_is_compiled_for_wasmtime(tmp_path: Path) -> None:
     found = await Admission(tmp_path).admit(Order(NOTHING, "wasmtime", LIMIT))
     assert found.code[:4] == b"\x7fELF"
     assert found.functions == {"handle": "i()"}
+
+
+async def test_a_refusal_is_one_harmless_line_whatever_the_module_calls_things(tmp_path: Path) -> None:
+    error = await refusal(Admission(tmp_path), Order(MEMORY_WITH_A_NAME, "wasm3", LIMIT))
+    assert error.rule == "import-kind"
+    assert "evil" in str(error)
+    assert str(error).isprintable()
 
 
 async def test_a_refusal_names_the_rule_and_the_offset(tmp_path: Path) -> None:
