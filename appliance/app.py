@@ -27,6 +27,7 @@ from appliance.ipc.ring import RingWriter
 from appliance.mqtt.private_broker import PrivateBroker
 from appliance.publisher import Publisher
 from appliance.sandbox.admission.admit import Admission
+from appliance.sandbox.capsule import Crash
 from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec, load_handler
@@ -166,7 +167,7 @@ class Appliance:
             admission=self._admission,
             guest_models=self._guest_models,
             quarantined=quarantined,
-            on_crash=self._faults.crashed,
+            on_crash=self._faults.crashed if self._config.device.capsules else _nothing,
         )
         self._faults.watch(handler)
         self.handlers.append(await stack.enter_async_context(handler))
@@ -325,6 +326,10 @@ class Appliance:
             "dropped": self.dropped(),
             "memory_kb": self.memory_kb,
         }
+
+
+def _nothing(_crash: Crash) -> None:
+    """The operator wants no capsules."""
 
 
 def _with_secrets(config: Config) -> tuple[PeerConfig, ...]:

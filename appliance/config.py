@@ -33,6 +33,8 @@ class DeviceConfig(Section, frozen=True, kw_only=True):
     """Name in topics and logs; empty: the host's name."""
     state_dir: str = ""
     """Keys, certificates, spool; empty: $APPLIANCE_STATE, or ~/.local/state/appliance."""
+    capsules: bool = True
+    """Keep the frames around a handler's failure, pictures included, for ``appliance handler replay``."""
 
 
 class LogConfig(Section, frozen=True, kw_only=True):

@@ -246,7 +246,7 @@ class HandlerHost:
         except DeviceError as error:
             return self._failed(Ending("crash", str(error)), None)
         except RefusedError as error:
-            return self._failed(Ending("refused", str(error), final=True), None)
+            return self._failed(Ending("refused", str(error), final=error.judged), None)
         session = Session(rules, self._guest_state, monotonic(), self._budgets)
         self._life = WorkerLife(
             self.spec, self._worker, session, self._inference, self._progress, self._guest_log, self._brought

@@ -18,6 +18,7 @@ from sandbox_bench import (
     Answer,
     Bench,
     FakeInference,
+    JudgedHere,
     assemble,
     bench,
     data,
@@ -32,6 +33,8 @@ from appliance.inference.model import ModelSpec
 from appliance.ipc.packets import MAX_MESSAGE_BYTES
 from appliance.ipc.ring import RingWriter
 from appliance.manifest import Limits
+from appliance.sandbox.admission.admit import RefusedError
+from appliance.sandbox.admission.verdict import Admitted, Order
 from appliance.sandbox.host import HandlerHost
 from appliance.sandbox.messages import Emit
 from appliance.sandbox.restarts import Restarts
@@ -273,6 +276,22 @@ async def test_what_cannot_work_is_not_tried_again() -> None:
         assert (status.state, status.pid, status.restarts, status.faults) == ("failed", None, 0, {kind: 1})
         assert status.last_failure is not None
         assert message in status.last_failure.message
+
+
+async def test_a_module_that_could_not_be_judged_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that judges may have died of something else than the module."""
+    refusals = [RefusedError("crashed", "its process was ended", judged=False)] * 2
+    judge = JudgedHere.admit
+
+    async def admit(judged_here: JudgedHere, order: Order) -> Admitted:
+        if refusals:
+            raise refusals.pop()
+        return await judge(judged_here, order)
+
+    monkeypatch.setattr(JudgedHere, "admit", admit)
+    async with bench(NOTHING) as handler:
+        assert (await handler.handle()).outcome == "ok"
+        assert handler.host.status.faults == {"refused": 2}
 
 
 async def test_an_init_that_refuses_is_tried_again() -> None:

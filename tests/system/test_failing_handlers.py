@@ -12,7 +12,7 @@ from mosquitto import Mosquitto
 from sandbox_bench import assemble, spec
 from whole import HANDLERS, configuration
 
-from appliance.config import HandlerConfig
+from appliance.config import DeviceConfig, HandlerConfig
 
 TRAPS = assemble(
     """(module (func $deep (export "deep") (param i32) (result i32) unreachable)
@@ -60,6 +60,14 @@ async def test_the_last_failure_is_on_mqtt_and_the_operator_can_release(
         assert (replayed.returncode, replayed.stdout.splitlines()[-1]) == (0, "reproduced: trap")
     assert box.summary.handlers == {"guest": "quarantined", "parts": "running"}
     assert box.summary.lost == 0
+
+
+async def test_an_operator_may_want_no_pictures_kept(start, broker: Mosquitto, tmp_path: Path) -> None:
+    handlers = (HandlerConfig(path=str(directory_of(spec(TRAPS), tmp_path / "guest"))),)
+    device = DeviceConfig(name="box", capsules=False)
+    async with start(configuration(broker, handlers=handlers, device=device)) as box:
+        await box.until(lambda: box.state("handler/guest").get("state") == "quarantined")
+    assert not (tmp_path / "state" / "capsules").exists()
 
 
 def test_a_run_that_ends_with_a_handler_in_quarantine_is_a_failure(broker: Mosquitto, tmp_path: Path) -> None:

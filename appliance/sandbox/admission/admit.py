@@ -33,9 +33,11 @@ log = logging.getLogger(__name__)
 class RefusedError(HandlerError):
     """The module may not run: ``rule`` says why for machines, the text for people."""
 
-    def __init__(self, rule: str, message: str, offset: int | None = None) -> None:
+    def __init__(self, rule: str, message: str, offset: int | None = None, *, judged: bool = True) -> None:
         super().__init__(f"the module is refused ({rule}): {message}")
         self.rule = rule
+        self.judged = judged
+        """False where no verdict was reached: another time there may be one."""
         self.offset = offset
         """In the module's file, where the fault is at one place."""
 
@@ -69,7 +71,7 @@ class Admission:
                 async with self._slots:
                     verdict = await self._ask(order)
             except _FailedError as error:
-                raise RefusedError(error.rule, str(error)) from error
+                raise RefusedError(error.rule, str(error), judged=False) from error
             await self._store(key, verdict)
         if isinstance(verdict, Rejected):
             # the words are those of a process that has read the module, and of the module itself
