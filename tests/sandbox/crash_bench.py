@@ -19,7 +19,8 @@ from appliance.sandbox.spec import HandlerSpec
 from appliance.zipper.core import Zipper
 from appliance.zipper.handlers import LocalHandler
 
-LIMITS = Limits(deadline_ms=300, memory_mb=1)
+LIMITS = Limits(deadline_ms=300, memory_mb=1, gas=1_000_000)
+"""Stopped by the clock alone: nothing runs so much in so little time."""
 FAILING = guest(
     f"""(drop (call $state_get (i32.const 0) (i32.const 1) (i32.const 16) (i32.const 4)))
     (i32.store (i32.const 16) (i32.add (i32.load (i32.const 16)) (i32.const 1)))
@@ -113,7 +114,8 @@ def few_strikes(count: int = 4) -> Iterator[None]:
 def directory_of(handler: HandlerSpec, path: Path, *, module: bytes | None = None) -> Path:
     """The handler's directory, as its developer has it."""
     path.mkdir()
-    limits = f"[limits]\ndeadline_ms = {handler.limits.deadline_ms}\nmemory_mb = {handler.limits.memory_mb}\n"
+    given = handler.limits
+    limits = f"[limits]\ndeadline_ms = {given.deadline_ms}\nmemory_mb = {given.memory_mb}\ngas = {given.gas}\n"
     (path / "handler.toml").write_text(
         f'name = "{handler.name}"\nversion = "{handler.version}"\nobserves = [1]\nemits = [{{ tag = {TAG} }}]\n'
         f'settings = {{ threshold = "0.5" }}\n{limits}'
