@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from appliance.config import Name, Section, Tag
+from appliance.device.reading import open_plain
 from appliance.errors import HandlerError
 from appliance.frame import RESERVED_TAGS
 
@@ -108,7 +109,7 @@ def load_manifest(directory: Path) -> Manifest:
     """Read ``handler.toml`` of a handler's directory; HandlerError names the file and the key."""
     path = directory / MANIFEST_FILE
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
         if len(data) > MAX_MANIFEST_BYTES:
             raise HandlerError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes")

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -92,6 +92,7 @@ class Broker:
         self._memo: Memo[_Shared] = Memo(memo)
         self._underway: dict[Question, _Shared] = {}
         self._begun: Counter[Identity] = Counter()
+        self._holders: Counter[Identity] = Counter()
         self._brought = asyncio.Semaphore(MAX_BROUGHT_PICTURES)
 
     async def __aenter__(self) -> Self:
@@ -173,11 +174,18 @@ class Broker:
         for question in [question for question in self._underway if question[1] == key]:
             del self._underway[question]
 
-    def retain(self, models: Collection[ModelSpec]) -> None:
-        """Stop the processes of all models but these: what the handlers that are left use."""
-        wanted: set[Identity | None] = {identity(model) for model in models} | {None}
-        for unused in self._hosts.keys() - wanted:
-            self._hosts.pop(unused)[1].cancel()
+    def hold(self, model: ModelSpec) -> None:
+        """Somebody will ask this model: its process stays, or is tried again, until as many have let go of it."""
+        self._holders[identity(model)] += 1
+
+    def release(self, model: ModelSpec) -> None:
+        """Who held the model does not want it any more. Where nobody does, its process is stopped, its place free."""
+        key = identity(model)
+        self._holders[key] -= 1
+        if self._holders[key] <= 0:
+            del self._holders[key]
+            if key in self._hosts:
+                self._hosts.pop(key)[1].cancel()
 
     def status(self) -> tuple[ModelStatus, ...]:
         """Every process there is or should be."""

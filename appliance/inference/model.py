@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.device.reading import open_plain
 from appliance.errors import ModelError
 
 MAX_MODEL_BYTES = 256 << 20
@@ -36,7 +37,7 @@ class ModelSpec:
 def digest_of(path: Path) -> str:
     """SHA-256 of a model file, hexadecimal; ModelError where it cannot be read or is over MAX_MODEL_BYTES."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             size = path.stat().st_size
             if size > MAX_MODEL_BYTES:
                 raise ModelError(f"{path}: {size} bytes is over the limit of {MAX_MODEL_BYTES}")
@@ -53,7 +54,7 @@ def read_model(path: Path, digest: str | None = None) -> bytes:
     ``digest`` (hexadecimal; None: any).
     """
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             content = file.read(MAX_MODEL_BYTES + 1)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error

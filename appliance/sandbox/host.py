@@ -102,7 +102,7 @@ class HandlerHost:
         self._admission = admission
         self._module: Admitted | None = None
         self._on_finish = on_finish
-        self._brought = BroughtModels(spec.guest_models, guest_models)
+        self._brought = BroughtModels(spec.guest_models, guest_models, inference)
         self._log = logging.getLogger(f"handler.{spec.name}")
         self._group = asyncio.TaskGroup()
         self._supervisor: asyncio.Task[None] | None = None
@@ -126,6 +126,8 @@ class HandlerHost:
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
+        for use in self.spec.models:
+            self._inference.hold(use.model)
         self._supervisor = self._group.create_task(self._supervise(), name=f"handler {self.spec.name}")
         return self
 
@@ -140,6 +142,9 @@ class HandlerHost:
             await self._group.__aexit__(*((kind, error, trace) if theirs else (None, None, None)))
         finally:
             self._guest_log.close()
+            self._brought.close()
+            for use in self.spec.models:
+                self._inference.release(use.model)
             self._enter("stopped")
             self._refuse("stopped")
 

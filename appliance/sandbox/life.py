@@ -59,6 +59,12 @@ _EXITED_IN_ORDER = 0
 class Inference(Protocol):
     """What handlers ask of the inference broker."""
 
+    def hold(self, model: ModelSpec) -> None:
+        """The model will be asked for; once for each that holds it."""
+
+    def release(self, model: ModelSpec) -> None:
+        """It will not any more, by this one."""
+
     async def ready(self, model: ModelSpec) -> Ready:
         """Start or join the model's process and wait until it is loaded; raises ModelError."""
 
@@ -264,8 +270,7 @@ class WorkerLife:
 
     async def _load(self, wish: WantModel) -> ModelLoaded:
         """A model that the guest brings: from now on it may use it as those of its manifest."""
-        model = await self._brought.load(wish.data)
-        ready = await self._inference.ready(model)
+        model, ready = await self._brought.load(wish.data)
         self._models.append(model)
         self.session.brought([tensor.nbytes for tensor in ready.inputs])
         return ModelLoaded(GuestModel(model.digest, ready.inputs, ready.outputs, []))

@@ -1,11 +1,13 @@
 """A handler as it will run: its manifest, its files and what the operator changed, read and checked once."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from appliance.config import HandlerConfig, InferenceConfig
+from appliance.device.reading import open_plain
 from appliance.errors import ConfigError, HandlerError
 from appliance.inference.model import ModelSpec, digest_of
 from appliance.manifest import (
@@ -79,7 +81,7 @@ def load_handler(config: HandlerConfig, inference: InferenceConfig) -> HandlerSp
     return HandlerSpec(
         name=name,
         version=manifest.version,
-        module=_read(directory / manifest.module, MAX_MODULE_BYTES),
+        module=_read(_own_file(directory, manifest.module), MAX_MODULE_BYTES),
         abi=manifest.abi,
         engine=manifest.engine,
         observes=manifest.observes if config.observes is None else config.observes,
@@ -97,7 +99,7 @@ def _files(directory: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     left = MAX_FILES_BYTES
     for name in names:
-        files[name] = _read(directory / name, left)
+        files[name] = _read(_own_file(directory, name), left)
         left -= len(files[name])
     return files
 
@@ -162,7 +164,15 @@ def _file(directory: Path, own: str | None, chosen: str | None) -> Path | None:
     """The operator's file, else the handler's own, which lies beside its manifest."""
     if chosen:
         return Path(chosen).expanduser()
-    return directory / own if own else None
+    return _own_file(directory, own) if own else None
+
+
+def _own_file(directory: Path, name: str) -> Path:
+    """A file that the manifest names. A link could have the handler read, and publish, any file of the box."""
+    path = directory / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):
+        raise HandlerError(f"{path}: is a link out of the handler's directory; copy the file into it")
+    return path
 
 
 def _labels(path: Path) -> tuple[str, ...]:
@@ -177,7 +187,7 @@ def _labels(path: Path) -> tuple[str, ...]:
 
 def _read(path: Path, limit: int) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise HandlerError(f"{path}: cannot be read: {error.strerror}; the handler needs it") from error

@@ -524,14 +524,17 @@ async def test_models_are_bounded(broker: Broker, echo: ModelSpec, monkeypatch: 
         await broker.ready(replace(echo, digest="another"))
 
 
-async def test_models_that_no_handler_uses_are_stopped(
+async def test_models_that_nobody_holds_any_more_are_stopped(
     broker: Broker, ring: RingWriter, echo: ModelSpec, save: Save
 ) -> None:
     other = save(tiny_models.pick(), "pick.tflite")
-    await broker.ready(echo)
-    await broker.ready(other)
+    for model in (echo, echo, other):
+        broker.hold(model)
+        await broker.ready(model)
     stopped = psutil.Process(pid_of(broker))
-    broker.retain([other])
+    broker.release(echo)
+    assert [status.name for status in broker.status()] == ["echo.tflite", "pick.tflite"]
+    broker.release(echo)
     await until(lambda: not stopped.is_running())
     assert [status.name for status in broker.status()] == ["pick.tflite"]
     assert (await broker.infer(echo, write(ring, samples(8, 8)), WHOLE)).tensors  # and started again when asked

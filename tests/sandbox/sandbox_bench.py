@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -123,6 +124,14 @@ class FakeInference:
     not_ready: list[Exception] = field(default_factory=list)
     gate: asyncio.Event | None = None
     asking: asyncio.Event = field(default_factory=asyncio.Event)
+    held: Counter[str] = field(default_factory=Counter)
+    """By digest of a model."""
+
+    def hold(self, model: ModelSpec) -> None:
+        self.held[model.digest] += 1
+
+    def release(self, model: ModelSpec) -> None:
+        self.held[model.digest] -= 1
 
     async def ready(self, model: ModelSpec) -> Ready:
         if self.not_ready:

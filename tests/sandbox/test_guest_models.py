@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from sandbox_bench import FakeInference
 
 from appliance.config import InferenceConfig
 from appliance.errors import DeviceError, HandlerError, ModelError
@@ -97,24 +98,27 @@ async def test_a_directory_that_cannot_be_written_is_the_devices_fault(tmp_path:
 
 
 async def test_a_handler_brings_as_many_as_its_manifest_says(directory: Path) -> None:
-    brought = BroughtModels(2, open_store(directory))
+    brought = BroughtModels(2, open_store(directory), FakeInference())
     for number in (0, 1, 0, 1):
-        assert (await brought.load(model(number))).digest == digest(model(number))
+        assert (await brought.load(model(number)))[0].digest == digest(model(number))
     with pytest.raises(HandlerError, match=r"2 models already \(guest_models"):
         await brought.load(model(2))
-    assert (await brought.load(model(0))).digest == digest(model(0))
+    assert (await brought.load(model(0)))[0].digest == digest(model(0))
     assert len(names(directory)) == 2
 
 
 async def test_by_default_a_handler_brings_none(directory: Path) -> None:
-    for brought in (BroughtModels(0, open_store(directory)), BroughtModels(8, None)):
+    for brought in (
+        BroughtModels(0, open_store(directory), FakeInference()),
+        BroughtModels(8, None, FakeInference()),
+    ):
         with pytest.raises(HandlerError, match="raise guest_models in its manifest"):
             await brought.load(model())
     assert names(directory) == []
 
 
 async def test_what_is_no_model_is_not_kept(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    brought = BroughtModels(1, open_store(directory))
+    brought = BroughtModels(1, open_store(directory), FakeInference())
     for data in (b"", b"TFL3", b"\0asm\1\0\0\0"):
         with pytest.raises(ModelError, match="not a TFLite model"):
             await brought.load(data)
@@ -123,3 +127,35 @@ async def test_what_is_no_model_is_not_kept(directory: Path, monkeypatch: pytest
         await brought.load(model())
     assert names(directory) == []
     assert MAX_GUEST_MODEL_BYTES == 16 << 20
+
+
+async def test_a_model_that_cannot_be_loaded_is_let_go_and_not_tried_again_for_a_while(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inference = FakeInference(not_ready=[ModelError("it is damaged")])
+    brought = BroughtModels(2, open_store(directory), inference)
+    for _ in range(3):
+        with pytest.raises(ModelError, match="it is damaged"):
+            await brought.load(model(0))
+    assert +inference.held == {}
+    assert (await brought.load(model(1)))[0].digest == digest(model(1))
+    monkeypatch.setattr(guest_models, "RETRY_SECONDS", 0.0)
+    brought = BroughtModels(2, open_store(directory), inference)
+    inference.not_ready.append(ModelError("still"))
+    with pytest.raises(ModelError, match="still"):
+        await brought.load(model(0))
+    await brought.load(model(0))
+    assert inference.held[digest(model(0))] == 1
+
+
+async def test_models_of_a_handler_that_is_gone_are_let_go(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_models, "MAX_STORED", 0)
+    inference, store = FakeInference(), open_store(directory)
+    here, gone = (BroughtModels(2, store, inference) for _ in range(2))
+    for number in (0, 0, 1):
+        await gone.load(model(number))
+    await here.load(model(0))
+    gone.close()
+    assert +inference.held == {digest(model(0)): 1}
+    await here.load(model(2))
+    assert names(directory) == sorted(f"{digest(model(number))}.tflite" for number in (0, 2))

@@ -29,6 +29,7 @@ from sandbox_bench import (
     guest,
     report,
     spec,
+    until,
 )
 
 from appliance.errors import ModelError, PeerError
@@ -444,6 +445,26 @@ async def test_any_number_of_keys_that_are_not_there_can_be_deleted() -> None:
     )
     async with bench(deleting) as handler:
         assert (await handler.handle()).outcome == "ok"
+
+
+@pytest.mark.parametrize("init", ["", f"(i32.sub (i32.load8_u (i32.const {OUT})) (i32.const 7))"], ids=["", "init"])
+async def test_constructors_run_before_all_else_and_once(init: str) -> None:
+    """Of a module that has a C library; a ``main`` is not a native handler's."""
+    constructed = guest(
+        f"(i32.sub (i32.load8_u (i32.const {OUT})) (i32.const 7))",
+        init=init,
+        extra=f"""(func (export "_initialize")
+          (i32.store8 (i32.const {OUT}) (i32.add (i32.load8_u (i32.const {OUT})) (i32.const 7))))
+        (func (export "_start") unreachable)""",
+    )
+    async with bench(constructed) as handler:
+        assert [(await handler.handle()).message for _ in range(2)] == ["", ""]
+
+
+async def test_constructors_that_trap_are_a_handler_that_cannot_run() -> None:
+    async with bench(guest("i32.const 0", extra='(func (export "_initialize") unreachable)')) as handler:
+        await until(lambda: handler.host.status.last_failure is not None)
+        assert set(handler.host.status.faults) == {"trap"}
 
 
 async def test_in_init_there_is_no_frame() -> None:

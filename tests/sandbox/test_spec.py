@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,41 @@ def test_what_the_manifest_says(handler: Path) -> None:
     assert food.model.path == handler / "food.tflite"
     assert food.model.digest == hashlib.sha256(b"model").hexdigest()
     assert not food.model.unit_range
+
+
+@pytest.mark.parametrize("name", ["handler.wasm", "food.tflite", "labels.txt", "words.txt"])
+@pytest.mark.parametrize("target", ["../secret", "words.txt"])
+def test_links_do_not_lead_out_of_the_directory(handler: Path, name: str, target: str) -> None:
+    """The handler could publish what it reads: any file of the box."""
+    if name == target:
+        pytest.skip("a link to itself")
+    (handler.parent / "secret").write_text("the key")
+    (handler / "words.txt").write_text("a word")
+    (handler / name).unlink()
+    (handler / name).symlink_to(target)
+    manifest = handler / "handler.toml"
+    manifest.write_text('abi = "command"\nfiles = ["words.txt"]\n' + manifest.read_text())
+    if target == "words.txt":
+        load(handler)
+    else:
+        with pytest.raises(HandlerError, match=rf"{name}: is a link out of the handler's directory"):
+            load(handler)
+
+
+@pytest.mark.parametrize("name", ["handler.toml", "handler.wasm", "food.tflite", "labels.txt"])
+def test_what_is_no_file_is_not_waited_for(handler: Path, name: str) -> None:
+    """To open a pipe is to wait for whoever writes into it."""
+    (handler / name).unlink()
+    os.mkfifo(handler / name)
+    with pytest.raises(ApplianceError, match="cannot be read: it is not a regular file"):
+        load(handler)
+
+
+def test_a_link_in_a_circle_is_a_file_that_cannot_be_read(handler: Path) -> None:
+    (handler / "handler.wasm").unlink()
+    (handler / "handler.wasm").symlink_to("handler.wasm")
+    with pytest.raises(HandlerError, match="cannot be read"):
+        load(handler)
 
 
 def test_the_range_that_a_model_was_trained_on(handler: Path) -> None:

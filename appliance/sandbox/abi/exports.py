@@ -1,15 +1,19 @@
 """What conventions of other systems find in a module, and how it is started."""
 
+from collections.abc import Sequence
+
 from appliance.sandbox.abi.wasi_program import ExitError
 from appliance.sandbox.engine import Function, GuestFailedError, Instance
 
-STARTERS = ("_initialize", "_start")
-"""A library's constructors, or a program's ``main``; a module has at most one of them."""
+CONSTRUCTORS = "_initialize"
+"""What a library with a C library exports, and wants to have called first."""
+STARTERS = (CONSTRUCTORS, "_start")
+"""That, or a program's ``main``; a module has at most one of them."""
 
 
-def initialise(instance: Instance) -> None:
+def initialise(instance: Instance, starters: Sequence[str] = STARTERS) -> None:
     """Let a module's constructors run; a ``main`` may end with status 0. GuestFailedError ``init``, ``trap``."""
-    for name in STARTERS:
+    for name in starters:
         starter = instance.find(name, "v()")
         if starter is None:
             continue

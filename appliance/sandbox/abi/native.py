@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from time import monotonic_ns
 
 from appliance.inference.messages import LETTERBOX, STRETCH, Crop, TensorInfo, View
+from appliance.sandbox.abi.exports import CONSTRUCTORS, initialise
 from appliance.sandbox.abi.guest import Guest, Method
 from appliance.sandbox.engine import GuestFailedError, HostFunction
 from appliance.sandbox.messages import MAX_EMIT_BYTES, MAX_STATE_KEY, MAX_STATE_VALUE, Errno, GuestModel
@@ -219,7 +220,10 @@ class Native:
 
 
 class NativeAbi:
-    """The convention: ``handle`` for every frame, and perhaps ``init`` before the first; both () -> i32."""
+    """The convention: ``handle`` for every frame, and perhaps ``init`` before the first; both () -> i32.
+
+    Before both, the constructors of a module that has a C library: ``_initialize``.
+    """
 
     def __init__(self, guest: Guest) -> None:
         self._instance = guest.instance
@@ -229,6 +233,7 @@ class NativeAbi:
         if handle is None:
             raise GuestFailedError("link", "it does not export handle, a function of type () -> i32")
         self._handle = handle
+        initialise(self._instance, (CONSTRUCTORS,))
         init = self._instance.find("init")
         status = 0 if init is None else init()
         if status:

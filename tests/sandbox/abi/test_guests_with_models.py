@@ -246,6 +246,7 @@ async def test_damaged_models_hurt_nobody_else(make_guest: MakeGuest, store: Gue
             assert (await second.finish(job)).outcome == "ok"
         assert first.host.status.restarts == second.host.status.restarts == 0
         assert errnos(await first.handle(frame(PARTS.read_bytes())))[0] == UNSUPPORTED, "those that failed count, too"
+        assert {one.state for one in first.inference.status()} == {"running"}, "they hold no places in the broker"
 
 
 async def test_a_model_that_fails_when_it_is_run(make_guest: MakeGuest, store: GuestModelStore) -> None:
