@@ -75,7 +75,7 @@ def prepare(
             raise ConfigError(f"{said}; name the right directory with --handler, or try this one with --any-module")
         notes.append(said)
     if spec.version != capsule.version:
-        notes.append(f"the handler's version is {spec.version}, that of the capsule is {capsule.version}")
+        notes.append(f"the handler's version is {spec.version}, that of the capsule is {printable(capsule.version)}")
     recorded = {model.name: model.digest for model in capsule.models}
     for model in spec.models:
         if model.model.digest != recorded.get(model.name):

@@ -15,6 +15,7 @@ from sandbox_bench import NOTHING
 from test_hostile_worker import FakeZygote
 from test_quarantine import RECORD
 
+from appliance.sandbox.capsule import encode_capsule
 from appliance.sandbox.evidence import Capsules, Quarantines, read_capsule
 from appliance.sandbox.spec import HandlerSpec
 
@@ -126,6 +127,15 @@ async def test_a_forbidden_call_is_recorded_as_such(tmp_path: Path, monkeypatch:
     assert read_capsule(capsule).frames[-1].payload == b"x"
     ran = run("replay", capsule, "--handler", directory_of(failing(), tmp_path / "guest"))
     assert (ran.returncode, ran.stdout.splitlines()[-1]) == (3, "not reproduced: it was forbidden, and is ok")
+
+
+async def test_a_capsule_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    """It comes from somebody else."""
+    path = await crashed(tmp_path, b"t")
+    path.write_bytes(encode_capsule(msgspec.structs.replace(read_capsule(path), version="1\x1b[2J\nreproduced: trap")))
+    ran = run("replay", path, "--handler", directory_of(failing(), tmp_path / "guest"))
+    note, *_ = ran.stdout.splitlines()
+    assert note == "note: the handler's version is 1.0.0, that of the capsule is 1 [2J reproduced: trap"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ START_SECONDS = 60.0
 """For a model to load and run once: large models on a small board take their time."""
 MAX_BROUGHT_PICTURES = 2
 """Pictures that guests bring, under way at once: more of them would not fit what may be queued for a process."""
+PIXELS, BROUGHT_PIXELS = "pixels", "brought-pixels"
+"""Processes without a model: one decodes frames, the other what guests bring, which may be made to crash or hang it."""
 UNSENT = 0
 """Id of a request until it is sent; each process counts its own."""
 
@@ -88,7 +90,7 @@ class Broker:
         self._command = command
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._hosts: dict[Identity | None, tuple[ModelHost, asyncio.Task[None]]] = {}
+        self._hosts: dict[Identity | str, tuple[ModelHost, asyncio.Task[None]]] = {}
         self._memo: Memo[_Shared] = Memo(memo)
         self._underway: dict[Question, _Shared] = {}
         self._begun: Counter[Identity] = Counter()
@@ -191,14 +193,15 @@ class Broker:
         """Every process there is or should be."""
         return tuple(host.status() for host, _ in self._hosts.values())
 
-    def _host(self, model: ModelSpec | None) -> ModelHost:
+    def _host(self, model: ModelSpec | None, decoder: str = PIXELS) -> ModelHost:
+        """Of a model, or else of a process that decodes pixels."""
         if self._closing:
             raise ModelError("inference is being stopped")
-        key = identity(model) if model else None
+        key = identity(model) if model else decoder
         if key not in self._hosts:
             if len(self._hosts) >= MAX_MODELS:
                 raise ModelError(f"{MAX_MODELS} models run already; remove a handler that uses another")
-            host = ModelHost(model, self._process)
+            host = ModelHost(model, self._process, model.path.name if model else decoder)
             self._hosts[key] = (host, self._spawn(host.run()))
         return self._hosts[key][0]
 
@@ -225,7 +228,8 @@ class Broker:
 
     async def _pixels(self, request: GetPixels) -> Answer:
         async with self._brought if request.data is not None else contextlib.nullcontext():
-            answer, _ = await self._host(None).ask(request)
+            decoder = PIXELS if request.data is None else BROUGHT_PIXELS
+            answer, _ = await self._host(None, decoder).ask(request)
         return answer
 
     async def _outcome(self, work: Coroutine[Any, Any, Result]) -> Result | ApplianceError:

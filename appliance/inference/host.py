@@ -51,10 +51,10 @@ class ModelStatus:
 class ModelHost:
     """One model, whatever happens to its process. :meth:`run` is a task; it ends by being cancelled."""
 
-    def __init__(self, spec: ModelSpec | None, start: Callable[[ModelSpec | None], ModelProcess]) -> None:
+    def __init__(self, spec: ModelSpec | None, start: Callable[[ModelSpec | None], ModelProcess], name: str) -> None:
         self._spec = spec
         self._start = start
-        self._name = spec.path.name if spec else "pixels"
+        self._name = name
         self._next: Future[ModelProcess] = asyncio.get_running_loop().create_future()
         self._process: ModelProcess | None = None
         self._shape: Sequence[object] = ()

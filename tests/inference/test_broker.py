@@ -115,7 +115,23 @@ async def test_pictures_that_guests_bring_take_turns(broker: Broker, ring: RingW
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(answer) for answer in answers] == [bytes, PeerError] * 4
     assert {len(answer) for answer in answers if isinstance(answer, bytes)} == {8 * 8 * 12}
-    assert status(broker, "pixels").restarts == 0
+    assert [(one.name, one.restarts) for one in broker.status()] == [("brought-pixels", 0)]
+
+
+async def test_pictures_that_guests_bring_do_not_hold_up_frames(broker: Broker, ring: RingWriter) -> None:
+    """A picture may be made to crash its decoder, or to keep it busy."""
+    picture = samples(8, 8)
+    frame = write(ring, picture)
+    file = simplejpeg.encode_jpeg(picture, 95)
+    await broker.pixels(frame, Crop(), "rgb", 8, 8, file)
+    stopped = status(broker, "brought-pixels").pid
+    assert stopped is not None
+    os.kill(stopped, signal.SIGSTOP)
+    brought = asyncio.create_task(broker.pixels(frame, Crop(), "rgb", 8, 8, file))
+    assert await broker.pixels(frame, Crop(), "rgb", 8, 8) == picture.tobytes()
+    assert not brought.done()
+    os.kill(stopped, signal.SIGCONT)
+    assert len(await brought) == 8 * 8 * 3
 
 
 async def test_a_model_that_takes_no_picture_says_what_it_takes(broker: Broker, ring: RingWriter, save: Save) -> None:

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -222,6 +223,35 @@ def test_a_picture_that_would_decode_to_too_much_is_refused(monkeypatch: pytest.
     fed(picture, info(100, 100), format="jpeg")
     with pytest.raises(PeerError, match="decodes to 400x400 is over"):
         fed(picture, info(100, 100), View(Crop(0, 0, 100, 100)), format="jpeg")
+
+
+def of_scans(count: int) -> bytes:
+    """A progressive JPEG of 8x8 pixels, valid, and grey all over: each scan refines one coefficient by one bit."""
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+    tables = [segment(0xDB, b"\0" + b"\1" * 64), segment(0xC2, bytes.fromhex("08 0008 0008 01 011100"))]
+    tables += [segment(0xC4, kind + b"\1" + bytes(16)) for kind in (b"\x00", b"\x10")]
+    steps = [(0, 0)] + [(place, low) for low in range(13, -1, -1) for place in range(1, 64)]
+    scans = [
+        segment(0xDA, bytes((1, 1, 0, place, place, ((low + 1) % 14 << 4 if place else 0) | low))) + b"\x7f"
+        for place, low in steps[:count]
+    ]
+    return b"\xff\xd8" + b"".join((*tables, *scans)) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    """A small file could keep the decoder busy for longer than an answer may take."""
+    most = preprocessing.MAX_SCANS
+    for payload, is_refused in ((of_scans(most), False), (of_scans(most + 1), True)):
+        frame = FrameRef(0, 0, len(payload), "jpeg", 8, 8)
+        request = GetPixels(0, frame, Crop(), "gray", 8, 8)
+        if is_refused:
+            with pytest.raises(PeerError, match=f"a JPEG of {most + 1} scans is over the limit"):
+                pixels(memoryview(payload), request)
+        else:
+            assert pixels(memoryview(payload), request) == bytes([128]) * 64
 
 
 def test_a_truncated_jpeg_is_refused() -> None:

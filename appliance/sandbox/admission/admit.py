@@ -25,6 +25,8 @@ MAX_CHILDREN = 2
 MAX_VERDICT_BYTES = MAX_FILE_BYTES
 CHILD = (sys.executable, "-m", "appliance.sandbox.admission.child")
 _CHUNK = 1 << 16
+_WHY = {"SIGSYS": ", as it is where memory runs out: compile it in smaller functions, or with less data"}
+"""What wasmtime then does is a system call that it may not make."""
 _DECODER: msgspec.msgpack.Decoder[Verdict] = msgspec.msgpack.Decoder(Verdict)
 
 log = logging.getLogger(__name__)
@@ -140,7 +142,8 @@ def _verdict(said: bytes, status: int) -> Verdict:
         raise _FailedError("crashed", f"the process that judged it said more than {MAX_VERDICT_BYTES} bytes")
     if status < 0:
         with contextlib.suppress(ValueError):
-            raise _FailedError("crashed", f"the process that judged it was ended by {signal.Signals(-status).name}")
+            name = signal.Signals(-status).name
+            raise _FailedError("crashed", f"the process that judged it was ended by {name}{_WHY.get(name, '')}")
     if status:
         raise _FailedError("crashed", f"the process that judged it ended with status {status}")
     try:

@@ -192,7 +192,7 @@ async def test_a_child_cannot_get_out(tmp_path: Path, engine: EngineName, attemp
     pytest.importorskip("pyseccomp", exc_type=RuntimeError, reason="libseccomp is not installed")
     order = Order(NOTHING, engine, LIMIT)
     error = await refusal(Admission(tmp_path, child=breaking_out(attempt)), order)
-    assert "was ended by SIGSYS" in str(error)
+    assert "was ended by SIGSYS, as it is where memory runs out" in str(error)
     assert "ended with status 77" in str(await refusal(Admission(tmp_path, child=breaking_out("pass")), order))
 
 
