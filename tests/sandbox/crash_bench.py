@@ -114,12 +114,8 @@ def directory_of(handler: HandlerSpec, path: Path, *, module: bytes | None = Non
     """The handler's directory, as its developer has it."""
     path.mkdir()
     given = handler.limits
-<<<<<<< HEAD
-    limits = f"[limits]\ndeadline_ms = {given.deadline_ms}\nmemory_mb = {given.memory_mb}\ngas = {LIMITS.gas}\n"
-=======
     limits = f"[limits]\ndeadline_ms = {given.deadline_ms}\nmemory_mb = {given.memory_mb}\n"
     limits += f"gas = {given.gas}\n" if given.gas else ""
->>>>>>> mutants
     (path / "handler.toml").write_text(
         f'name = "{handler.name}"\nversion = "{handler.version}"\nobserves = [1]\nemits = [{{ tag = {TAG} }}]\n'
         f'settings = {{ threshold = "0.5" }}\n{limits}'
