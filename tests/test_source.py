@@ -107,6 +107,7 @@ async def test_it_reconnects_and_goes_on(running: Running) -> None:
                 break
 
 
+@pytest.mark.slow
 async def test_a_zipper_that_starts_later_is_found(running: Running, tmp_path: Path) -> None:
     addresses = [Address("127.0.0.1", 9, running.address.certificate)]
     source = Source(CameraConfig(fps=60), lambda: addresses[-1], CREDENTIAL)

@@ -258,6 +258,7 @@ MODELS = ["mobilenet_v2_1.0_224_quant", "coco_ssd_mobilenet_v1_1.0_quant_2018_06
 VARIANTS = ["strict", pytest.param("ordinary_user", marks=pytest.mark.skipif(not ROOT, reason="needs another user"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("who", VARIANTS)

@@ -248,6 +248,7 @@ async def test_a_wrong_password_is_an_error_that_waits_for_the_operator(tmp_path
             assert publishing.stats.published == 1
 
 
+@pytest.mark.slow
 async def test_a_topic_that_the_access_list_forbids_is_not_taken_for_published(
     tmp_path: Path, mosquitto_binary: str
 ) -> None:

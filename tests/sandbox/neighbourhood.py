@@ -26,7 +26,7 @@ from appliance.sandbox.spec import HandlerSpec
 from appliance.zipper.core import Ticket, Zipper
 from appliance.zipper.handlers import LocalHandler
 
-FRAMES_PER_SECOND = 50.0
+FRAMES_PER_SECOND = 100.0
 GOOD = guest(f"(call $emit (i32.const {TAG + 1}) (i32.const 6) (i32.const 0) (i32.const 0))")
 """Emits something about every frame."""
 

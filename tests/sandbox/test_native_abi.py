@@ -55,7 +55,7 @@ PICTURE: dict[str, Any] = {"format": "jpeg", "width": 640, "height": 480}
 MODEL = 0
 
 
-@pytest.fixture(autouse=True, params=["wasm3", "wasmtime"])
+@pytest.fixture(autouse=True, params=["wasm3", pytest.param("wasmtime", marks=pytest.mark.slow)])
 def _engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the workers; tests without one run twice."""
     monkeypatch.setattr(sandbox_bench, "ENGINE", request.param)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 
+import pytest
 from mosquitto import Mosquitto
 from msgspec.structs import replace
 from whole import configuration
@@ -24,6 +25,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_a_handler_counts_what_a_remote_function_makes_of_results(start, broker: Mosquitto, tmp_path) -> None:
     async with start(configuration(broker, "parts", "count")) as box:
         await box.more_results(5)

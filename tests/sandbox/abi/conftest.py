@@ -29,6 +29,7 @@ __attribute__((unused)) static const uint8_t MODEL[] = {{
 """
 
 
+ENGINES = ["wasm3", pytest.param("wasmtime", marks=pytest.mark.slow)]
 RUN_GUESTS = {"test_command", "test_bindgen", "test_yomo", "test_guests_with_models"}
 """Tests with real guests: each of them is to go in the same way on both engines."""
 
@@ -36,7 +37,7 @@ RUN_GUESTS = {"test_command", "test_bindgen", "test_yomo", "test_guests_with_mod
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__ in RUN_GUESTS:
         metafunc.fixturenames.append("on_engine")
-        metafunc.parametrize("on_engine", ["wasm3", "wasmtime"], indirect=True)
+        metafunc.parametrize("on_engine", ENGINES, indirect=True)
 
 
 @pytest.fixture
