@@ -203,6 +203,7 @@ def test_a_network_camera_that_goes_away_is_a_device_error() -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_network_camera_that_hangs_is_a_device_error() -> None:
     with RtspServer() as server, open_av(CameraConfig(url=server.url, stall_seconds=1.5)) as camera:
         camera.read()

@@ -17,7 +17,10 @@ from appliance.inference.messages import Crop, View
 from appliance.inference.model import ModelSpec, digest_of
 from appliance.ipc.ring import RingWriter
 
-pytestmark = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs the models and pictures of ../shared/data")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs the models and pictures of ../shared/data"),
+]
 
 V2 = "mobilenet_v2_1.0_224_quant"
 SSD = "coco_ssd_mobilenet_v1_1.0_quant_2018_06_29"

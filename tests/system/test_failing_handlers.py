@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from crash_bench import directory_of
 from mosquitto import Mosquitto
 from sandbox_bench import assemble, spec
@@ -70,6 +71,7 @@ async def test_an_operator_may_want_no_pictures_kept(start, broker: Mosquitto, t
     assert not (tmp_path / "state" / "capsules").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_with_a_handler_in_quarantine_is_a_failure(broker: Mosquitto, tmp_path: Path) -> None:
     broken = directory_of(spec(TRAPS), tmp_path / "guest")
     arguments = ["--frames", "60", "--lossless", "--handler", str(broken), "--broker", broker.url, "--json"]

@@ -234,6 +234,7 @@ def test_a_terminal_that_is_closed_ends_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "state" / "zipper.address").exists()
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_is_named_in_full_and_not_waited_for(tmp_path: Path) -> None:
     ran = run(tmp_path, "run", "--frames", "3", "--broker", "mqtt://broker.invalid", seconds=14)
     assert ran.returncode == 0

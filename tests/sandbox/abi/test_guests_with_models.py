@@ -124,6 +124,7 @@ async def test_a_guest_that_names_a_model_of_its_manifest(make_guest: MakeGuest)
         close("named_c", await running.classify(jpeg), await running.expected(PARTS, jpeg))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MOBILENET.is_file(), reason="needs the models and pictures of ../shared/data")
 @pytest.mark.parametrize("guest", BRINGING)
 async def test_a_real_classifier_on_real_pictures(make_guest: MakeGuest, store: GuestModelStore, guest: str) -> None:
