@@ -17,10 +17,10 @@ import msgspec
 from appliance.errors import ModelError, PeerError
 from appliance.frame import ModelRun
 from appliance.inference.messages import LOADING, Failed, FromModel, Outputs, Pixels, Ready, ToModel
-from appliance.inference.model import ModelSpec
-from appliance.ipc.channel import AsyncChannel
+from appliance.inference.model import BusyError, ModelSpec
+from appliance.ipc.channel import MAX_QUEUED_BYTES, AsyncChannel
 from appliance.ipc.child import kept_environment
-from appliance.ipc.packets import socket_pair
+from appliance.ipc.packets import MAX_MESSAGE_BYTES, socket_pair
 from appliance.text import printable
 
 SERVICE = (sys.executable, "-m", "appliance.inference.service")
@@ -34,6 +34,8 @@ ENVIRONMENT = {
 }
 CLOSE_SECONDS = 2.0
 """From closing the socket to SIGKILL: enough to take a delegate down in order."""
+MAX_WAITING_BYTES = MAX_QUEUED_BYTES - MAX_MESSAGE_BYTES
+"""Of requests that the process has not read yet: one more of any size still fits the channel, which would break."""
 MAX_LAST_WORDS = 2048
 """Bytes kept of what the process wrote to standard error: the end of it, which says why it crashed."""
 MAX_TOLD = 1024
@@ -105,10 +107,13 @@ class ModelProcess:
         """Send a request, under an id of its own, and wait for the answer.
 
         Died where the process ends first. PeerError where it says that the fault is the frame's, ModelError
-        for any other it names: the request does not go with the model, or the model failed.
+        for any other it names: the request does not go with the model, or the model failed. BusyError, a
+        ModelError, where over MAX_WAITING_BYTES wait for it.
         """
         if self._ended.done():
             raise Died(self._ended.result())
+        if self._channel.queued > MAX_WAITING_BYTES:
+            raise BusyError("it has not taken what it was sent before: its process is busy with large tensors")
         id = next(self._ids)
         answer: Future[Answer] = self._loop.create_future()
         self._pending[id] = answer

@@ -64,6 +64,11 @@ class AsyncChannel(Generic[In]):
             return
         self._flush()
 
+    @property
+    def queued(self) -> int:
+        """Bytes that the child has not taken yet."""
+        return self._queued
+
     def close(self) -> None:
         """Close from our side; ``on_closed`` is not called."""
         if self.closed:

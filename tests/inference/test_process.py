@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import psutil
 import pytest
 
 from appliance.errors import ModelError
-from appliance.inference.messages import Infer, Outputs, View
+from appliance.inference.messages import MAX_TENSOR_BYTES, Infer, InferTensors, Outputs, View
+from appliance.inference.model import BusyError
 from appliance.inference.process import ENVIRONMENT, MAX_LAST_WORDS, MAX_TOLD, Died, ModelProcess, describe_exit
 from appliance.ipc.child import KEPT_ENVIRONMENT
 from appliance.ipc.ring import FrameRef, RingWriter
@@ -32,6 +34,23 @@ async def test_requests_are_answered(ring: RingWriter) -> None:
     async with double("good", ring) as process:
         answers = await asyncio.gather(*(process.ask(REQUEST) for _ in range(5)))
     assert answers == [Outputs(id, [b"good"], 10, 20) for id in range(1, 6)]
+
+
+async def test_what_a_busy_process_has_not_taken_is_bounded_and_does_not_end_it(ring: RingWriter) -> None:
+    """Several handlers may send it large tensors at once."""
+    large = InferTensors(0, [bytes(MAX_TENSOR_BYTES)])
+    async with double("good", ring) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        waiting = [asyncio.create_task(process.ask(large)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError):
+            await process.ask(large)
+        os.kill(process.pid, signal.SIGCONT)
+        while process._channel.queued:
+            await asyncio.sleep(0)
+        assert (await process.ask(REQUEST)).id == 3
+        for one in waiting:  # the double answers pictures alone
+            one.cancel()
 
 
 async def test_leaving_leaves_nothing_behind(ring: RingWriter) -> None:

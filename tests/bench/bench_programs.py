@@ -1,6 +1,6 @@
 """What a frame costs an empty program, beside an empty native handler: each in its own worker, taking turns.
 
-``PYTHONPATH=.:tests/sandbox:tests/sandbox/abi python tests/bench/program_cost.py [--rounds N] [--frames N]``
+``PYTHONPATH=.:tests/sandbox:tests/sandbox/abi python tests/bench/bench_programs.py [--rounds N] [--frames N]``
 """
 
 import argparse
