@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import json
+import logging
 import os
 import signal
 import struct
@@ -116,6 +118,29 @@ async def test_a_guest_that_brings_its_model(make_guest: MakeGuest, store: Guest
             (run,) = finished.models
             assert (run.digest, run.device) == (digest_of(PARTS), "cpu")
         assert running.processes() == [digest_of(PARTS)], "one process, that of the same model of others"
+
+
+async def test_a_guest_in_the_shape_of_the_examples_of_yomo_and_wasmedge(
+    make_guest: MakeGuest, store: GuestModelStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """bindgen, pictures and TensorFlow Lite of WasmEdge, and WASI, together in a module that knows nothing of us."""
+    spec = replace(handler(make_guest("food_c", PARTS)), abi="bindgen")
+    with caplog.at_level(logging.INFO, "handler.guest"):
+        async with whole(spec, store) as running:
+            for seed in range(3):
+                jpeg = picture(seed)
+                finished = await running.classify(jpeg)
+                assert finished.outcome == "ok", finished
+                (emit,) = finished.emits
+                said = json.loads(emit.payload)
+                expected = await running.expected(PARTS, jpeg)
+                assert (emit.format, said["class"]) == ("json", int(np.argmax(expected)))
+                assert said["score"] == pytest.approx(np.max(expected), abs=TOLERANCE * 255)
+            assert running.processes() == [digest_of(PARTS)]
+            failed = await running.bench.handle(b"\xff\xd8 and nothing more", "jpeg", 4, 4)
+            assert (failed.outcome, failed.message.split(";")[0]) == ("error", "infer failed: this is no picture")
+            assert (await running.classify(picture())).outcome == "ok"
+    assert [record.getMessage() for record in caplog.records].count("event=guest_says text=done") == 4
 
 
 async def test_a_guest_that_names_a_model_of_its_manifest(make_guest: MakeGuest) -> None:
