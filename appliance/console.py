@@ -28,7 +28,13 @@ def plain_console(*, stderr: bool) -> Console:
 
 
 def value_text(frame: Frame) -> str:
-    """A result on one short line."""
+    """A result on one short line, with nothing in it that could steer a terminal."""
+    return printable(_value_text(frame))
+
+
+def _value_text(frame: Frame) -> str:
+    if frame.format == "json":
+        return bytes(frame.payload[: 4 * MAX_VALUE]).decode("utf-8", "replace")[:MAX_VALUE]
     if frame.format != "cbor":
         return f"{len(frame.payload)} bytes of {frame.format}"
     value = document(frame)

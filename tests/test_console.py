@@ -9,8 +9,8 @@ from appliance.frame import Frame
 from appliance.summary import Summary
 
 
-def emitted(payload: bytes) -> Frame:
-    return Frame(0x40, "camera", 0, 0, "cbor", payload)
+def emitted(payload: bytes, format: str = "cbor") -> Frame:
+    return Frame(0x40, "camera", 0, 0, format, payload)
 
 
 SUMMARY = Summary(1.0, 1, {}, 1, 1, 0, 0, {}, {"total": 1.0}, {"parts": "running"})
@@ -24,6 +24,12 @@ def test_labels_of_others_are_no_markup(label: str) -> None:
     table.add_row(value_text(emitted(cbor2.dumps({"label": label}))))
     console.print(table)
     assert label in console.file.getvalue()
+
+
+def test_a_json_result_is_shown_as_it_is_and_steers_no_terminal() -> None:
+    shown = value_text(emitted(b'{"label": "\x1b[2J ok"}\n' + b"x" * 1000, "json"))
+    assert shown.startswith('{"label": " [2J ok"} x')
+    assert len(shown) == 64
 
 
 def test_a_value_that_is_no_cbor_can_be_shown() -> None:
