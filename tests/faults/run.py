@@ -33,7 +33,7 @@ class Row:
     neighbour_saw: int
     neighbour_lost: int
     kill_ms: float | None = None
-    """From the delivery of the frame to its end."""
+    """From the delivery of the frame to its end, or from a signal to its consequence."""
     recover_ms: float | None = None
     """From there to the next frame that went well."""
 
@@ -88,18 +88,26 @@ async def of_process(
     good = Hostile(name, NOTHING, frozenset())
     async with neighbourhood(hostile_spec(good), state) as place:
         await place.served()
-        before = place.bad.status.restarts
         pid = victim(place)
         assert pid is not None
         os.kill(pid, number)
         at = monotonic()
-        await until(lambda: place.bad.status.restarts > before)
+        await until(lambda: place.bad.status.last_failure is not None)
+        noticed = monotonic()
         await place.served(1)
-        recovered = (monotonic() - at) * 1000
+        recovered = (monotonic() - noticed) * 1000
         await place.seen_by_neighbour(25)
         failure = place.bad.status.last_failure
         happened = f"{failure.kind}: {failure.message}" if failure else "nothing"
-        return Row(name, happened, failure is not None, len(place.good.note()), place.lost(), None, recovered)
+        return Row(
+            name,
+            happened,
+            failure is not None,
+            len(place.good.note()),
+            place.lost(),
+            (noticed - at) * 1000,
+            recovered,
+        )
 
 
 PROCESSES: tuple[tuple[str, Callable[[Neighbourhood], int | None], signal.Signals], ...] = (
