@@ -5,7 +5,7 @@ Deny by default: a tag, a model or a budget that is not named here is not the ha
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -30,7 +30,10 @@ FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,12
 Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?$")]
 
 
+AbiName = Literal["native", "yomo", "bindgen", "command"]
 EngineName = Literal["wasm3", "wasmtime"]
+_CHOICES = {"`$.abi`": get_args(AbiName), "`$.engine`": get_args(EngineName)}
+"""By place in an error of msgspec's, which does not say what there is to choose from."""
 
 
 class EmitSpec(Section, frozen=True, kw_only=True):
@@ -89,7 +92,7 @@ class Manifest(Section, frozen=True, kw_only=True):
     name: Name
     version: Version
     description: str = ""
-    abi: Literal["native", "yomo", "bindgen", "command"] = "native"
+    abi: AbiName = "native"
     """How the module is called: docs/handler-abi.md. Whatever it is, a module may import from every ABI."""
     engine: EngineName = "wasm3"
     module: FileName = "handler.wasm"
@@ -119,7 +122,8 @@ def load_manifest(directory: Path) -> Manifest:
             f"{path}: cannot be read: {error.strerror}; a handler is a directory with a {MANIFEST_FILE}"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise HandlerError(f"{path}: {error}") from error
+        known = "".join(f"; known: {', '.join(names)}" for place, names in _CHOICES.items() if place in str(error))
+        raise HandlerError(f"{path}: {error}{known}") from error
     _check(manifest, path)
     return manifest
 

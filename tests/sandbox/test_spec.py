@@ -219,6 +219,8 @@ def test_a_program_is_called_with_its_frame(handler: Path) -> None:
         (PROGRAM + 'command = { frame = "labels.txt" }', "`command.frame` and `files` both name labels.txt"),
         (PROGRAM + "command = { arguments = [] }", r"command\.arguments"),
         (PROGRAM + 'command = { frame = "../frame.jpg" }', r"command\.frame"),
+        (PROGRAM.replace('"command"', '"comand"'), "'comand' - at `\\$.abi`; known: native, yomo, bindgen, command"),
+        (PROGRAM + 'engine = "v8"', "'v8' - at `\\$.engine`; known: wasm3, wasmtime"),
     ],
 )
 def test_what_the_author_of_a_program_gets_wrong(handler: Path, manifest: str, reason: str) -> None:
