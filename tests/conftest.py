@@ -1,15 +1,29 @@
-"""What is wanted in many places: a zipper on loopback, and a delegate for models."""
+"""What is wanted in many places: a zipper on loopback, the build of handlers, and a delegate for models."""
 
 import importlib.util
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from zipper_on_loopback import peers, ring, running  # noqa: F401 - fixtures
 
+BUILD = Path(__file__).parent.parent / "handlers" / "build.py"
 DELEGATE = Path(__file__).with_name("inference") / "delegate" / "counting_delegate.c"
+
+
+@pytest.fixture(scope="session")
+def build() -> ModuleType:
+    """handlers/build.py."""
+    spec = importlib.util.spec_from_file_location("handlers_build", BUILD)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,21 @@ import msgspec
 
 from appliance.errors import ModelError, PeerError
 from appliance.frame import ModelRun
-from appliance.inference.messages import LOADING, Failed, FromModel, Outputs, Pixels, Ready, ToModel
+from appliance.inference.messages import (
+    LOADING,
+    Failed,
+    FromModel,
+    GetPixels,
+    InferTensors,
+    Outputs,
+    Pixels,
+    Ready,
+    ToModel,
+)
 from appliance.inference.model import BusyError, ModelSpec
 from appliance.ipc.channel import MAX_QUEUED_BYTES, AsyncChannel
 from appliance.ipc.child import kept_environment
-from appliance.ipc.packets import MAX_MESSAGE_BYTES, socket_pair
+from appliance.ipc.packets import socket_pair
 from appliance.text import printable
 
 SERVICE = (sys.executable, "-m", "appliance.inference.service")
@@ -34,8 +44,9 @@ ENVIRONMENT = {
 }
 CLOSE_SECONDS = 2.0
 """From closing the socket to SIGKILL: enough to take a delegate down in order."""
-MAX_WAITING_BYTES = MAX_QUEUED_BYTES - MAX_MESSAGE_BYTES
-"""Of requests that the process has not read yet: one more of any size still fits the channel, which would break."""
+MAX_WAITING_BYTES = MAX_QUEUED_BYTES - (1 << 20)
+"""Of tensors and pictures that the process has not read yet: beyond its limit the channel breaks. The rest is for
+requests that only name a frame, so that large ones of some keep nobody else's out."""
 MAX_LAST_WORDS = 2048
 """Bytes kept of what the process wrote to standard error: the end of it, which says why it crashed."""
 MAX_TOLD = 1024
@@ -108,11 +119,12 @@ class ModelProcess:
 
         Died where the process ends first. PeerError where it says that the fault is the frame's, ModelError
         for any other it names: the request does not go with the model, or the model failed. BusyError, a
-        ModelError, where over MAX_WAITING_BYTES wait for it.
+        ModelError, where it carries bytes of its own and MAX_WAITING_BYTES wait for the process already.
         """
         if self._ended.done():
             raise Died(self._ended.result())
-        if self._channel.queued > MAX_WAITING_BYTES:
+        carried = _carried(request)
+        if carried and self._channel.queued + carried > MAX_WAITING_BYTES:
             raise BusyError("it has not taken what it was sent before: its process is busy with large tensors")
         id = next(self._ids)
         answer: Future[Answer] = self._loop.create_future()
@@ -267,6 +279,13 @@ def _told(text: str) -> str:
 def _plain(ready: Ready) -> Ready:
     run = ready.run and ModelRun(*(_told(value) for value in astuple(ready.run)))
     return msgspec.structs.replace(ready, run=run, note=_told(ready.note))
+
+
+def _carried(request: ToModel) -> int:
+    """Bytes of tensors or of a picture that come with a request."""
+    if isinstance(request, InferTensors):
+        return sum(map(len, request.inputs))
+    return len(request.data or b"") if isinstance(request, GetPixels) else 0
 
 
 def describe_exit(code: int, last_words: bytes) -> str:

@@ -37,6 +37,9 @@ CPU_SECONDS = 600
 PATIENCE_SECONDS = 1.0
 """Jobs wait so long for the next worker; where it takes longer, they end as ``unavailable`` at once."""
 
+MAX_JUDGINGS = 3
+"""A module that is not judged in so many tries (its judge dies or takes too long) is not to be had: trying costs a
+minute of a core each time."""
 RESTORED_ABIS = frozenset({"command", "bindgen"})
 """Conventions that have an instance begin anew between frames."""
 
@@ -101,6 +104,7 @@ class HandlerHost:
         self._inference = inference
         self._admission = admission
         self._module: Admitted | None = None
+        self._undecided = 0
         self._on_finish = on_finish
         self._brought = BroughtModels(spec.guest_models, guest_models, inference)
         self._log = logging.getLogger(f"handler.{spec.name}")
@@ -251,7 +255,9 @@ class HandlerHost:
         except DeviceError as error:
             return self._failed(Ending("crash", str(error)), None)
         except RefusedError as error:
-            return self._failed(Ending("refused", str(error), final=error.judged), None)
+            self._undecided += not error.judged
+            final = error.judged or self._undecided >= MAX_JUDGINGS
+            return self._failed(Ending("refused", str(error), final=final), None)
         session = Session(rules, self._guest_state, monotonic(), self._budgets)
         self._life = WorkerLife(
             self.spec, self._worker, session, self._inference, self._progress, self._guest_log, self._brought

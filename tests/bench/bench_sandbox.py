@@ -46,8 +46,8 @@ class Worker:
         self.pid = pid
         self._sock = ours
         self._channel: BlockingChannel[FromWorker] = BlockingChannel(ours, FromWorker)
-        started = perf_counter_ns()
         admitted = admit(module, engine, MEMORY_BYTES)
+        started = perf_counter_ns()
         self._channel.send(
             Setup("bench", admitted, "native", [], [], {}, {}, MEMORY_BYTES, 600, engine=engine, deadline_ms=1000)
         )

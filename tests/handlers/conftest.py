@@ -1,8 +1,6 @@
 """The handlers' build, their modules, and guests made for a test."""
 
 import functools
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,22 +9,6 @@ import pytest
 from guest_host import HANDLERS
 
 GuestModule = Callable[[str], bytes]
-
-
-def _load_build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("handlers_build", HANDLERS / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def build() -> ModuleType:
-    """handlers/build.py."""
-    return _load_build()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -5,11 +5,13 @@ one lost is counted.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, time_ns
+from typing import Any
 
 from hostile_set import POISON, Hostile
 from sandbox_bench import TAG, guest, spec, until
@@ -43,21 +45,17 @@ class Outcome:
 class Watched(LocalHandler):
     """A local handler that notes what becomes of its frames."""
 
-    def __post_init__(self) -> None: ...
-
-    def note(self) -> list[Outcome]:
-        if not hasattr(self, "outcomes"):
-            self.outcomes: list[Outcome] = []
-            self.delivered: dict[int, float] = {}
-        return self.outcomes
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.outcomes: list[Outcome] = []
+        self._delivered: dict[int, float] = {}
 
     def _deliver(self, ticket: Ticket) -> None:
-        self.note()
-        self.delivered[ticket.frame.seq] = monotonic()
+        self._delivered[ticket.frame.seq] = monotonic()
         super()._deliver(ticket)
 
     def _finished(self, finished: Finished) -> None:
-        self.note().append(Outcome(finished, self.delivered[finished.job.seq], monotonic()))
+        self.outcomes.append(Outcome(finished, self._delivered[finished.job.seq], monotonic()))
         super()._finished(finished)
 
 
@@ -91,7 +89,7 @@ class Neighbourhood:
 
     def of_poison(self) -> list[Outcome]:
         """What became of poisoned frames."""
-        return [one for one in self.bad.note() if one.finished.job.seq in self.poisoned]
+        return [one for one in self.bad.outcomes if one.finished.job.seq in self.poisoned]
 
     async def served(self, more: int = 3) -> None:
         """Wait until the bad handler has handled so many more frames well."""
@@ -99,16 +97,16 @@ class Neighbourhood:
         await until(lambda: self.well() >= wanted)
 
     def well(self) -> int:
-        return sum(one.finished.outcome == "ok" for one in self.bad.note())
+        return sum(one.finished.outcome == "ok" for one in self.bad.outcomes)
 
     async def seen_by_neighbour(self, more: int = 10) -> None:
-        wanted = len(self.good.note()) + more
-        await until(lambda: len(self.good.note()) >= wanted)
+        wanted = len(self.good.outcomes) + more
+        await until(lambda: len(self.good.outcomes) >= wanted)
 
     def lost(self) -> int:
         """Frames that the good one did not get, or not well."""
         dropped = self.zipper.observers["good"].counters.dropped
-        return dropped + sum(one.finished.outcome != "ok" for one in self.good.note())
+        return dropped + sum(one.finished.outcome != "ok" for one in self.good.outcomes)
 
 
 def hostile_spec(hostile: Hostile) -> HandlerSpec:
@@ -140,3 +138,5 @@ async def neighbourhood(bad: HandlerSpec, state: Path) -> AsyncIterator[Neighbou
             yield place
         finally:
             camera.cancel()
+            with contextlib.suppress(asyncio.CancelledError):  # what it failed with otherwise is to be seen
+                await camera

@@ -35,7 +35,7 @@ from appliance.ipc.ring import RingWriter
 from appliance.manifest import Limits
 from appliance.sandbox.admission.admit import RefusedError
 from appliance.sandbox.admission.verdict import Admitted, Order
-from appliance.sandbox.host import HandlerHost
+from appliance.sandbox.host import MAX_JUDGINGS, HandlerHost
 from appliance.sandbox.messages import Emit
 from appliance.sandbox.restarts import Restarts
 from appliance.sandbox.session import Finished
@@ -292,6 +292,16 @@ async def test_a_module_that_could_not_be_judged_is_tried_again(monkeypatch: pyt
     async with bench(NOTHING) as handler:
         assert (await handler.handle()).outcome == "ok"
         assert handler.host.status.faults == {"refused": 2}
+
+
+async def test_a_module_that_its_judges_always_die_of_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def admit(_judged_here: JudgedHere, _order: Order) -> Admitted:
+        raise RefusedError("deadline", "judging it takes over 60 s", judged=False)
+
+    monkeypatch.setattr(JudgedHere, "admit", admit)
+    async with bench(NOTHING) as handler:
+        await until(lambda: handler.host.status.state == "failed")
+        assert handler.host.status.faults == {"refused": MAX_JUDGINGS}
 
 
 async def test_an_init_that_refuses_is_tried_again() -> None:

@@ -1,10 +1,8 @@
 """Guests of the ABIs, compiled with a model of their own."""
 
 import functools
-import importlib.util
 import math
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +13,6 @@ from nn_bench import MakeGuest
 from appliance.inference.runtime import Runtime
 
 GUESTS = Path(__file__).with_name("guests")
-BUILD = Path(__file__).resolve().parents[3] / "handlers" / "build.py"
 
 HEADER = """
 enum {{ SIDE = {side}, CLASSES = {classes}, ZERO_POINT = {zero} }};
@@ -44,18 +41,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def on_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine of guests that say nothing of it."""
     monkeypatch.setattr(sandbox_bench, "ENGINE", request.param)
-
-
-@pytest.fixture(scope="session")
-def build() -> ModuleType:
-    """handlers/build.py."""
-    spec = importlib.util.spec_from_file_location("build_of_handlers", BUILD)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
