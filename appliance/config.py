@@ -3,6 +3,7 @@
 ``docs/configuration.md`` documents each key; ``appliance config`` prints the effective value.
 """
 
+import re
 import socket
 import tomllib
 from pathlib import Path
@@ -19,6 +20,9 @@ Name = Annotated[
 Tag = Annotated[int, msgspec.Meta(ge=0, le=MAX_TAG)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+MAX_PREFIX = 128
+_PREFIX = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*")
 
 MAX_CONFIG_BYTES = 256 << 10
 DEFAULT_CAMERA_TAG = 1
@@ -115,6 +119,9 @@ class LinkConfig(Section, frozen=True, kw_only=True):
     """The secret of this source, or ``file:PATH`` to read it from."""
 
 
+CommandName = Literal["reload", "snapshot", "log", "restart"]
+
+
 class MqttConfig(Section, frozen=True, kw_only=True):
     url: str = ""
     """``mqtt://host[:1883]`` or ``mqtts://host[:8883]``; empty: start a private broker."""
@@ -128,6 +135,37 @@ class MqttConfig(Section, frozen=True, kw_only=True):
     tags: tuple[Tag, ...] = ()
     """Tags of remote stream functions to publish; what handlers emit is published as their manifests say."""
     stats_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
+    log_level: Literal["off", "debug", "info", "warning", "error"] = "off"
+    """The least severe events of the log that are published, too."""
+    commands: tuple[CommandName, ...] = ()
+    """Requests that are carried out; who may send them is for the broker's access list to say."""
+
+
+class FleetConfig(Section, frozen=True, kw_only=True):
+    """Where this box gets handlers from, beside those of the configuration."""
+
+    name: str = ""
+    """Of the fleet; empty: nothing is deployed to this box over MQTT."""
+    root: str = ""
+    """The fleet's root metadata (``root.json``) that this box trusts to begin with."""
+    groups: Annotated[tuple[Name, ...], msgspec.Meta(max_length=16)] = ()
+    """Groups this box is in, the weakest first; ``all`` is before them."""
+    prefix: str = "fleet"
+    quota_mb: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1024
+    """Disk space for bundles, those under way included."""
+    canary_frames: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 30
+    """A new version goes into service when it has handled so many frames beside the old one …"""
+    canary_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
+    """… or has been there for so long: not every handler has many frames to handle."""
+    trial_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 600.0
+    """So long after that it is on trial: a box that starts three times meanwhile goes back to the version before."""
+
+
+class HomeAssistantConfig(Section, frozen=True, kw_only=True):
+    discovery: bool = False
+    """Announce device, cameras and handlers to Home Assistant."""
+    prefix: str = "homeassistant"
+    """Home Assistant's discovery prefix; its birth message is expected on ``<prefix>/status``."""
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -139,6 +177,8 @@ class Config(Section, frozen=True, kw_only=True):
     zipper: ZipperConfig = ZipperConfig()
     link: LinkConfig = LinkConfig()
     mqtt: MqttConfig = MqttConfig()
+    fleet: FleetConfig = FleetConfig()
+    homeassistant: HomeAssistantConfig = HomeAssistantConfig()
 
 
 MIN_CREDENTIAL = 16
@@ -193,6 +233,12 @@ def device_name(config: Config) -> str:
     return letters.strip("-")[:MAX_NAME].strip("-") or "appliance"
 
 
+def check_prefix(key: str, prefix: str) -> None:
+    """ConfigError for a prefix that no topic can be made of."""
+    if len(prefix) > MAX_PREFIX or not _PREFIX.fullmatch(prefix):
+        raise ConfigError(f"{key}: {prefix!r} must be 1 to {MAX_PREFIX} letters, digits, - _ . and single / between")
+
+
 def _unique(key: str, names: list[str]) -> None:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -231,4 +277,5 @@ def _beside(config: Config, directory: Path) -> Config:
         ),
         link=replace(config.link, certificate=file(config.link.certificate), credential=secret(config.link.credential)),
         mqtt=replace(config.mqtt, ca_file=file(config.mqtt.ca_file), password=secret(config.mqtt.password)),
+        fleet=replace(config.fleet, root=file(config.fleet.root)),
     )

@@ -22,6 +22,7 @@ MAX_FILES = 16
 MAX_FILES_BYTES = 8 << 20
 """Of all files of a handler together: they are sent to its worker in one message, with the module."""
 MAX_ARGUMENTS = 32
+MAX_SENSORS = 16
 COMMAND = "command"
 """The ABI that has files and arguments."""
 
@@ -29,6 +30,9 @@ FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,12
 """A plain file name beside the manifest: no directories, nothing hidden."""
 Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?$")]
 
+ValuePath = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]{1,64}(?:\.[A-Za-z0-9_]{1,64}){0,7}$")]
+"""Keys with dots between, as there are in published values."""
+DeviceClass = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{0,32}$")]
 
 AbiName = Literal["native", "yomo", "bindgen", "command"]
 EngineName = Literal["wasm3", "wasmtime"]
@@ -71,6 +75,22 @@ class CommandUse(Section, frozen=True, kw_only=True):
     ending gives the frame's bytes as they are."""
 
 
+class SensorSpec(Section, frozen=True, kw_only=True):
+    """One thing of the published values that Home Assistant shows."""
+
+    name: Name
+    path: ValuePath
+    """Where it is in the value: ``label``, ``counts.cat``."""
+    kind: Literal["sensor", "binary_sensor"] = "sensor"
+    """``binary_sensor``: on where the value is true."""
+    tag: Tag | None = None
+    """Of the values it is in; not given: the first that is published."""
+    title: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    unit: Annotated[str, msgspec.Meta(max_length=16)] = ""
+    device_class: DeviceClass = ""
+    """One of Home Assistant's: ``temperature``, ``motion`` …"""
+
+
 class Limits(Section, frozen=True, kw_only=True):
     deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 1000
     """Time of the guest's own per frame; waiting for the host does not count."""
@@ -104,6 +124,7 @@ class Manifest(Section, frozen=True, kw_only=True):
     files: Annotated[tuple[FileName, ...], msgspec.Meta(max_length=MAX_FILES)] = ()
     """Files beside the manifest that the module may open, where its ABI has files."""
     command: CommandUse | None = None
+    sensors: Annotated[tuple[SensorSpec, ...], msgspec.Meta(max_length=MAX_SENSORS)] = ()
     settings: dict[str, str] = {}
     limits: Limits = Limits()
 
@@ -138,5 +159,9 @@ def _check(manifest: Manifest, path: Path) -> None:
     for emit in manifest.emits:
         if emit.tag in RESERVED_TAGS:
             raise HandlerError(f"{path}: tag {emit.tag:#x} in `emits` is reserved for the system")
+    published = [emit.tag for emit in manifest.emits if emit.publish]
+    for sensor in manifest.sensors:
+        if not published or sensor.tag not in (None, *published):
+            raise HandlerError(f"{path}: sensor {sensor.name!r} is of a tag that is not published; see `emits`")
     if not manifest.observes:
         raise HandlerError(f"{path}: `observes` names no tag, so the handler would never run")

@@ -23,7 +23,7 @@ LAYERS = (
     {"app"},
     {"health", "summary", "source_process", "faults", "replay"},
     {"zipper", "client", "source", "publisher"},
-    {"camera", "transport", "sandbox", "inference", "mqtt"},
+    {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
     {"config", "wire", "ipc", "device"},
     {"cbor", "frame", "errors", "backoff", "stats", "text"},
@@ -50,6 +50,7 @@ NO_IO = [
     "sandbox.admission.binary", "sandbox.admission.bodies", "sandbox.admission.code", "sandbox.admission.growing",
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
+    "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]

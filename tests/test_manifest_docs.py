@@ -20,7 +20,13 @@ from appliance.sandbox.admission import admit, binary, limits
 ROOT = Path(__file__).parent.parent
 HANDLERS = (ROOT / "docs" / "handlers.md").read_text("utf-8")
 ABI = (ROOT / "docs" / "handler-abi.md").read_text("utf-8")
-WORDS = {manifest.Name: "name", manifest.FileName: "file name", manifest.Version: "version"}
+WORDS = {
+    manifest.Name: "name",
+    manifest.FileName: "file name",
+    manifest.Version: "version",
+    manifest.ValuePath: "path",
+    manifest.DeviceClass: "class",
+}
 PATTERNS = {msgspec.json.schema(kind)["pattern"]: word for kind, word in WORDS.items()}
 BOUNDS = {
     "bytes of the module": manifest.MAX_MODULE_BYTES,

@@ -1,13 +1,10 @@
 """The topics of one device: ``<prefix>/<device>/…``. ``docs/mqtt.md`` is the text of record."""
 
-import re
 from dataclasses import dataclass
 
+from appliance.config import check_prefix
 from appliance.errors import ConfigError
 from appliance.frame import is_name
-
-MAX_PREFIX = 128
-_PREFIX = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +15,7 @@ class Topics:
     device: str
 
     def __post_init__(self) -> None:
-        if len(self.prefix) > MAX_PREFIX or not _PREFIX.fullmatch(self.prefix):
-            raise ConfigError(
-                f"mqtt.prefix: {self.prefix!r} must be 1 to {MAX_PREFIX} letters, digits, - _ . and single / between"
-            )
+        check_prefix("mqtt.prefix", self.prefix)
         if not is_name(self.device):
             raise ConfigError(f"device.name: {self.device!r} must be a lower-case name of letters, digits, - and _")
 
@@ -50,6 +44,24 @@ class Topics:
     def handler(self, name: str) -> str:
         """Retained: the state of a handler."""
         return f"{self.root}/handler/{_name(name)}"
+
+    @property
+    def deployment(self) -> str:
+        """Retained: what the device has of its fleet."""
+        return f"{self.root}/deployment"
+
+    def deployed(self, handler: str) -> str:
+        """Retained: how far the deployment of a handler has come."""
+        return f"{self.root}/deployment/{_name(handler)}"
+
+    def command(self, name: str) -> str:
+        """Requests to the device come here, and are answered where they say."""
+        return f"{self.root}/command/{name}"
+
+    @property
+    def log(self) -> str:
+        """Not retained: lines of the device's log."""
+        return f"{self.root}/log"
 
 
 def _name(text: str) -> str:
