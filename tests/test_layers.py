@@ -21,6 +21,7 @@ LAYERS = (
     {"cli"},
     {"console", "doctor"},
     {"app"},
+    {"discovery"},
     {"health", "summary", "source_process", "faults", "replay"},
     {"zipper", "client", "source", "publisher"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
@@ -40,7 +41,8 @@ ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 NO_IO = [
     "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health",
     "zipper.router", "zipper.core", "zipper.conversation", "zipper.access", "transport.flow",
-    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.statistics", "mqtt.homeassistant",
+    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.statistics",
+    "mqtt.homeassistant", "mqtt.ledger",
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits", "sandbox.budget", "sandbox.quarantine",
     "sandbox.failure", "sandbox.capsule",

@@ -21,8 +21,6 @@ from appliance.mqtt.topics import Topics
 from appliance.text import printable
 
 Document = dict[str, Any]
-Announced = dict[str, dict[str, str]]
-"""Topic of a document -> its components -> the platform of each."""
 
 CAMERA_STATES = ("connecting", "opening", "streaming", "stalled", "failed", "ended", "lost")
 BUSY_STATES = ("fetching", "admitting", "storing", "canary")
@@ -84,6 +82,10 @@ class Box:
         """Of the document about a handler."""
         return f"{self.prefix}/device/{self.topics.device}/{name}/config"
 
+    def owns(self, topic: str) -> bool:
+        """Whether ``topic`` is one of this box's documents, below the prefix that is in force."""
+        return topic.startswith(f"{self.prefix}/device/{self.topics.device}/")
+
     @property
     def birth_topic(self) -> str:
         """Where Home Assistant says that it has begun."""
@@ -114,24 +116,6 @@ def documents(
         if components:
             told[box.handler_topic(name)] = _document(box, components)
     return told
-
-
-def announced(told: Mapping[str, Document]) -> Announced:
-    """What documents announce, as it has to be remembered in order to take it back."""
-    return {
-        topic: {key: component["platform"] for key, component in document["components"].items()}
-        for topic, document in told.items()
-    }
-
-
-def with_removals(told: Mapping[str, Document], earlier: Announced) -> dict[str, Document]:
-    """``told``, and what was announced ``earlier`` on the same topics and is no more, named as removed."""
-    complete = {}
-    for topic, document in told.items():
-        present = document["components"]
-        gone = {key: {"platform": kind} for key, kind in earlier.get(topic, {}).items() if key not in present}
-        complete[topic] = {**document, "components": {**present, **gone}}
-    return complete
 
 
 def fitted(document: Document) -> tuple[Document, int]:

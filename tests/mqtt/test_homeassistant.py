@@ -19,11 +19,9 @@ from appliance.mqtt.homeassistant import (
     BUSY_STATES,
     CAMERA_STATES,
     Box,
-    announced,
     documents,
     fitted,
     value_template,
-    with_removals,
 )
 from appliance.mqtt.retained import MAX_STATE_BYTES
 from appliance.mqtt.topics import Topics
@@ -147,19 +145,6 @@ def test_every_entity_has_an_identifier_of_its_own(data: st.DataObject) -> None:
     ]
     wanted = 2 + len(cameras) + len(deployed) + len(cameras) * sum(len(handler.sensors) for handler in running)
     assert len(identifiers) == len(set(identifiers)) == wanted
-
-
-def test_what_is_no_more_is_named_as_removed() -> None:
-    moving = SensorSpec(name="state", path="moving", kind="binary_sensor")
-    before = told({"camera": 1, "second": 1}, Running(sensors=(SensorSpec(name="state", path="state"),)))
-    now = told({"camera": 1}, Running(sensors=(moving,)))
-    made = with_removals(now, announced(before))
-    for topic, document in made.items():
-        check_discovery(topic, document)
-    assert made[BOX_TOPIC]["components"]["camera.second"] == {"platform": "sensor"}
-    assert made[PARTS_TOPIC]["components"]["sensor.camera.state"] == {"platform": "sensor"}
-    assert made[PARTS_TOPIC]["components"]["binary_sensor.camera.state"]["state_topic"]
-    assert with_removals(now, announced(now)) == now
 
 
 def test_a_document_fits_a_retained_state() -> None:
