@@ -63,8 +63,6 @@ class View:
     that are not connected: that is a state, not the end of a camera."""
     deployed: Callable[[], Collection[str]] = tuple
     """Handlers that have a report of their deployment."""
-    temperature: Callable[[], bool] = lambda: False
-    """Whether the box knows its own."""
     ready: Callable[[], bool] = lambda: True
     """Whether the above is complete: nothing is announced or taken back before."""
 
@@ -138,7 +136,7 @@ class Discovery:
         handlers = view.handlers()
         if not self._box.readable and any(handler.sensors for handler in handlers):
             self._complain("handlers have no sensors: Home Assistant reads no CBOR, see mqtt.format")
-        told = documents(self._box, view.cameras(), handlers, view.deployed(), temperature=view.temperature())
+        told = documents(self._box, view.cameras(), handlers, view.deployed())
         if len(told) > MAX_DOCUMENTS:
             self._complain(f"no more than {MAX_DOCUMENTS - 1} handlers are announced")
         return dict(list(told.items())[:MAX_DOCUMENTS])

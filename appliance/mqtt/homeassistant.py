@@ -72,6 +72,8 @@ class Box:
     """Of the appliance."""
     readable: bool = True
     """Results are JSON; Home Assistant cannot read CBOR, so there are no sensors of handlers then."""
+    temperature: bool = False
+    """The box can tell its temperature."""
 
     @property
     def topic(self) -> str:
@@ -97,16 +99,14 @@ def documents(
     cameras: Mapping[str, int | None],
     handlers: Collection[Handler],
     deployed: Collection[str],
-    *,
-    temperature: bool,
 ) -> dict[str, Document]:
     """All documents, by topic.
 
     ``cameras`` has the tag of each one's frames (None: not known); ``deployed`` the handlers that have a report of
-    their deployment; ``temperature``: whether the box knows its own.
+    their deployment.
     """
-    told = {box.topic: _document(box, _of_box(box, cameras, temperature=temperature))}
-    for name in {handler.name for handler in handlers} | {*deployed}:
+    told = {box.topic: _document(box, _of_box(box, cameras))}
+    for name in sorted({handler.name for handler in handlers} | {*deployed}):
         components: Document = {}
         for handler in handlers:
             if handler.name == name and box.readable:
@@ -145,7 +145,7 @@ def _document(box: Box, components: Document) -> Document:
     }
 
 
-def _of_box(box: Box, cameras: Mapping[str, int | None], *, temperature: bool) -> Document:
+def _of_box(box: Box, cameras: Mapping[str, int | None]) -> Document:
     device, topics = box.topics.device, box.topics
     components: Document = {
         "problem": {
@@ -159,7 +159,7 @@ def _of_box(box: Box, cameras: Mapping[str, int | None], *, temperature: bool) -
             "json_attributes_topic": topics.status,
         }
     }
-    if temperature:
+    if box.temperature:
         components["temperature"] = {
             "platform": "sensor",
             "unique_id": f"appliance.{device}.temperature",

@@ -50,7 +50,6 @@ class Inside:
             handlers=lambda: self.handlers,
             cameras=lambda: self.cameras,
             deployed=lambda: self.deployed,
-            temperature=lambda: True,
             ready=lambda: self.ready,
         )
 

@@ -1,6 +1,6 @@
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from appliance.mqtt.retained import MAX_STATE_BYTES
 from appliance.mqtt.topics import Topics
 
 HANDLERS = Path(__file__).parents[2] / "handlers"
-BOX = Box(Topics("appliance", "box-7"), "homeassistant", "0.2.0")
+BOX = Box(Topics("appliance", "box-7"), "homeassistant", "0.2.0", temperature=True)
 BOX_TOPIC = "homeassistant/device/box-7/config"
 PARTS_TOPIC = "homeassistant/device/box-7/parts/config"
 
@@ -45,8 +45,7 @@ class Running:
 def told(
     cameras: Mapping[str, int | None], *handlers: Running, deployed: tuple[str, ...] = (), **box: Any
 ) -> dict[str, Any]:
-    changed = Box(**{**{name: getattr(BOX, name) for name in Box.__slots__}, **box})
-    made = documents(changed, cameras, handlers, deployed, temperature=True)
+    made = documents(replace(BOX, **box), cameras, handlers, deployed)
     for topic, document in made.items():
         check_discovery(topic, json.loads(msgspec.json.encode(document)))
     return made
@@ -78,7 +77,7 @@ def test_a_box_with_a_camera_and_a_handler() -> None:
 
 
 def test_a_box_that_does_not_know_its_temperature_announces_none() -> None:
-    made = documents(BOX, {}, [], [], temperature=False)
+    made = told({}, temperature=False)
     assert set(made[BOX_TOPIC]["components"]) == {"problem"}
 
 
