@@ -36,6 +36,7 @@ _AVAILABLE = "{{ 'online' if value_json.state in ['ready', 'degraded'] else 'off
 _STATE = "{{ value_json.state }}"
 _PROBLEM = "{{ 'OFF' if value_json.state == 'ready' else 'ON' }}"
 _UPDATE = (
+    "{% if value_json is defined %}"  # not when the report is taken away
     '{"in_progress": {{ (value_json.state in [' + ", ".join(f"'{state}'" for state in BUSY_STATES) + "]) | tojson }}, "
     "\"update_percentage\": {% if value_json.state == 'fetching' and value_json.progress %}"
     "{{ (100 * value_json.progress.received / [value_json.progress.total, 1] | max) | round | int }}"
@@ -44,6 +45,7 @@ _UPDATE = (
     "{% if value_json.desired or value_json.current %}"
     ', "latest_version": {{ (value_json.desired or value_json.current).version | tojson }}{% endif %}'
     f', "release_summary": {{{{ value_json.reason[:{MAX_STATE_TEXT}] | tojson }}}}}}'
+    "{% endif %}"
 )
 """The report of a deployment as an update entity's state: versions that are not known have to be left out."""
 

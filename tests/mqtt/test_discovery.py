@@ -112,9 +112,8 @@ async def voice(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Publisher]:
 
 
 def discovery(publishing: Publisher, inside: Inside, memory: Path, **options: Any) -> Discovery:
-    box = Box(
-        Topics("appliance", "box"), options.pop("prefix", "homeassistant"), "0.2.0", options.pop("readable", True)
-    )
+    readable = options.pop("readable", True)
+    box = Box(Topics("appliance", "box"), "homeassistant", "0.2.0", readable, temperature=True)
     options = {"on": True, "refresh_seconds": 0.01, **options}
     return Discovery(box, inside.view, publishing, memory, **options)
 
@@ -203,8 +202,9 @@ async def test_what_a_former_run_announced_is_taken_back(broker: Mosquitto, tmp_
             assert await publishing.drained(PATIENCE)
             assert set(home.documents()) == {BOX, PARTS}, "what is not complete takes nothing back"
             inside.ready = True
-            told = await home.told(BOX)
+            await home.told(BOX)
             await home.until(lambda: removed(home.documents()[BOX], "camera.camera"))
+            told = home.documents()
             assert set(told[BOX]["components"]) == {"problem", "temperature", "camera.camera"}
 
 

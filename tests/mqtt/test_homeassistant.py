@@ -169,7 +169,8 @@ def rendered(template: str, payload: object, **more: object) -> str:
     sandbox = pytest.importorskip("jinja2.sandbox", reason="no jinja2 here: pip install jinja2")
     strict = pytest.importorskip("jinja2").StrictUndefined  # Home Assistant logs what is undefined
     engine = sandbox.ImmutableSandboxedEnvironment(undefined=strict)
-    return str(engine.from_string(template).render(value_json=payload, **more)).strip()
+    given = {} if payload is None else {"value_json": payload}
+    return str(engine.from_string(template).render(**given, **more)).strip()
 
 
 @pytest.mark.parametrize("tag", [None, 16])
@@ -246,6 +247,11 @@ def test_an_update_entitys_state(report: dict[str, Any], state: dict[str, Any]) 
     shown = json.loads(rendered(template, json.loads(encode_report(told_))))
     jsonschema.validate(shown, UPDATE_SCHEMA)
     assert shown == {"update_percentage": None, "release_summary": report.get("reason", "")[:255], **state}
+
+
+def test_a_report_that_is_taken_away_changes_nothing() -> None:
+    template = told({}, deployed=("parts",))[PARTS_TOPIC]["components"]["update"]["value_template"]
+    assert rendered(template, None) == ""
 
 
 @pytest.mark.parametrize(
