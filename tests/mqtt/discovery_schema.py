@@ -114,7 +114,10 @@ UPDATE_SCHEMA: dict[str, Any] = {
 """What an update entity takes as a JSON state; a message that is not like that it drops whole."""
 
 
+_VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
 def check_discovery(topic: str, document: object) -> None:
     """AssertionError or ValidationError where Home Assistant would not take it."""
     assert DISCOVERY_TOPIC.fullmatch(topic)
-    jsonschema.validate(document, SCHEMA)
+    _VALIDATOR.validate(document)

@@ -8,7 +8,7 @@ import jsonschema
 import msgspec
 import pytest
 from discovery_schema import UPDATE_SCHEMA, check_discovery
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.camera.watch import StateName
@@ -107,6 +107,7 @@ def test_the_handlers_that_come_with_the_appliance_have_sensors(name: str) -> No
     assert len(made[f"homeassistant/device/box-7/{name}/config"]["components"]) == len(manifest.sensors) > 0
 
 
+@settings(deadline=None)
 @given(
     title=st.text(max_size=64) | st.sampled_from(["{{ 7 * 7 }}", '", "state_topic": "other', "{% raw %}"]),
     unit=st.text(max_size=16) | st.sampled_from(["{{ states }}", '"}']),
@@ -128,6 +129,7 @@ def test_what_is_no_path_gets_into_no_template(path: str) -> None:
         value_template(SensorSpec(name="label", path=path), None)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_every_entity_has_an_identifier_of_its_own(data: st.DataObject) -> None:
     cameras = data.draw(st.lists(names, max_size=3, unique=True))

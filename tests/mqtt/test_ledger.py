@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.mqtt.homeassistant import Document
@@ -68,6 +68,7 @@ topics = st.sampled_from(["a", "b", "c"])
 looks = st.dictionaries(topics, st.sets(st.sampled_from(["sensor.x", "sensor.y", "binary_sensor.x"]), min_size=1))
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(looks, min_size=1, max_size=8), max_size=3))
 def test_home_assistant_ends_with_what_there_is(runs: list[list[dict[str, set[str]]]]) -> None:
     """Whoever takes every message as Home Assistant does has, at the end, what was wanted last."""

@@ -1,4 +1,5 @@
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -168,3 +169,4 @@ class ABrokerThatComesAndGoes(RuleBasedStateMachine):
 
 
 TestABrokerThatComesAndGoes = ABrokerThatComesAndGoes.TestCase
+TestABrokerThatComesAndGoes.settings = settings(deadline=None)
