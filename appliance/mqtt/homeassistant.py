@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from appliance.config import check_prefix
 from appliance.manifest import SensorSpec
 from appliance.mqtt.retained import MAX_STATE_BYTES
 from appliance.mqtt.topics import Topics
@@ -65,7 +66,7 @@ class Handler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """What never changes while the box runs."""
+    """What never changes while the box runs. ConfigError for a prefix that no topic can be made of."""
 
     topics: Topics
     prefix: str
@@ -76,6 +77,9 @@ class Box:
     """Results are JSON; Home Assistant cannot read CBOR, so there are no sensors of handlers then."""
     temperature: bool = False
     """The box can tell its temperature."""
+
+    def __post_init__(self) -> None:
+        check_prefix("homeassistant.prefix", self.prefix)
 
     @property
     def topic(self) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from appliance.camera.watch import StateName
 from appliance.deploy.report import HandlerReport, HandlerState, Progress, SlotReport, encode_report
+from appliance.errors import ConfigError
 from appliance.frame import NAME_PATTERN
 from appliance.manifest import SensorSpec, load_manifest
 from appliance.mqtt.homeassistant import (
@@ -74,6 +75,12 @@ def test_a_box_with_a_camera_and_a_handler() -> None:
     assert label["unique_id"] == "appliance.box-7.parts.camera.label"
     assert label["state_topic"] == "appliance/box-7/result/camera/parts"
     assert parts["components"]["update"]["state_topic"] == "appliance/box-7/deployment/parts"
+
+
+@pytest.mark.parametrize("prefix", ["", "#", "a/+", "/a", "a//b", "a\n", "a" * 200])
+def test_a_prefix_that_is_none_is_the_configurations_mistake(prefix: str) -> None:
+    with pytest.raises(ConfigError, match=r"homeassistant\.prefix"):
+        replace(BOX, prefix=prefix)
 
 
 def test_a_box_that_does_not_know_its_temperature_announces_none() -> None:
