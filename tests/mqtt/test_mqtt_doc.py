@@ -38,20 +38,6 @@ def blocks(language: str, text: str = PAGE) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-@contextmanager
-def broker_of_the_page(directory: Path, *users: str) -> Iterator[Mosquitto]:
-    """A broker with the access list of the page; each user's password is ``secret``."""
-    (acl,) = blocks("acl")
-    (directory / "acl").write_text(acl)
-    passwords = directory / "passwords"
-    passwords.touch()
-    for user in users:
-        subprocess.run(["mosquitto_passwd", "-b", passwords, user, "secret"], check=True)
-    settings = ("allow_anonymous false", f"password_file {passwords}", f"acl_file {directory / 'acl'}")
-    with Mosquitto(directory / "broker", *settings) as broker:
-        yield broker
-
-
 def test_the_example_of_a_result_is_one() -> None:
     example, *_ = blocks("json")
     schema = json.loads((DOCS / "result.schema.json").read_text("utf-8"))
@@ -65,7 +51,7 @@ def test_the_broker_of_the_example_takes_the_largest_result() -> None:
 
 
 def test_the_configuration_of_the_example_is_one() -> None:
-    example, *_ = blocks("toml")
+    example = blocks("toml")[0]
     settings = dict(re.findall(r'^(\w+) = "(.*)"$', example, re.MULTILINE))
     assert set(settings) == {"url", "username", "password", "ca_file"}
     endpoint = endpoint_of(MqttConfig(**{**settings, "password": "secret"}))
@@ -73,7 +59,14 @@ def test_the_configuration_of_the_example_is_one() -> None:
 
 
 async def test_the_access_list_lets_a_device_say_all_it_has_to_say(tmp_path: Path, mosquitto_binary: str) -> None:
-    with broker_of_the_page(tmp_path, "box", "dashboard", "box2") as broker:
+    (tmp_path / "acl").write_text("\n".join(blocks("acl")))
+    passwords = tmp_path / "passwords"
+    passwords.touch()
+    for user in ("box", "dashboard", "box2"):
+        command = ["mosquitto_passwd", "-b", str(passwords), user, "secret"]
+        await (await asyncio.create_subprocess_exec(*command)).wait()
+    settings = ("allow_anonymous false", f"password_file {passwords}", f"acl_file {tmp_path / 'acl'}")
+    with Mosquitto(tmp_path / "broker", *settings) as broker:
         login = {"username": "box", "password": "secret"}
         dashboard = aiomqtt.Client("127.0.0.1", broker.port, username="dashboard", password="secret")
         async with dashboard, asyncio.timeout(PATIENCE):
@@ -94,6 +87,19 @@ async def test_the_access_list_lets_a_device_say_all_it_has_to_say(tmp_path: Pat
                 while "refuses messages on appliance/box/" not in publishing.stats.connection.error:
                     await asyncio.sleep(0.01)
             assert not publishing.stats.connection.connected
+
+
+@contextmanager
+def broker_of_the_page(directory: Path, *users: str) -> Iterator[Mosquitto]:
+    """A broker with the access list of the page; each user's password is ``secret``."""
+    (directory / "acl").write_text("\n".join(blocks("acl")))
+    passwords = directory / "passwords"
+    passwords.touch()
+    for user in users:
+        subprocess.run(["mosquitto_passwd", "-b", passwords, user, "secret"], check=True)
+    settings = ("allow_anonymous false", f"password_file {passwords}", f"acl_file {directory / 'acl'}")
+    with Mosquitto(directory / "broker", *settings) as broker:
+        yield broker
 
 
 async def test_the_access_list_lets_a_device_and_home_assistant_find_each_other(
@@ -157,5 +163,6 @@ def test_what_home_assistant_is_told_is_as_the_page_has_it(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("event", re.findall(r"`event=(\w+)`", PAGE))
 def test_events_that_are_named_exist(event: str) -> None:
-    sources = (Path(__file__).parents[2] / "appliance").rglob("*.py")
+    package = Path(__file__).parents[2] / "appliance"
+    sources = [*package.glob("*.py"), *(package / "mqtt").glob("*.py")]
     assert any(f'"event={event} ' in source.read_text("utf-8") for source in sources)
