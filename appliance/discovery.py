@@ -97,8 +97,6 @@ class Discovery:
     async def __aenter__(self) -> Self:
         self._on_disk = await asyncio.to_thread(_recall, self._memory, self._box)
         self._ledger = Ledger(self._on_disk)
-        if self._ears is not None:
-            self._ears.listen([self._box.birth_topic], self._heard)
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self._keeping = tasks.create_task(self._keep(), name="discovery")
@@ -125,6 +123,9 @@ class Discovery:
             await asyncio.sleep(self._refresh_seconds)
 
     async def _refresh(self) -> None:
+        if self.on and self._ears is not None:
+            self._ears.listen([self._box.birth_topic], self._heard)  # not before: the broker may not allow it
+            self._ears = None
         change = self._ledger.look(self._wanted() if self.on else {}, patient=self.on)
         if not await self._remembered(self._ledger.record):
             return  # said and not remembered, it could not be taken back

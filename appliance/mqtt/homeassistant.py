@@ -40,7 +40,7 @@ _UPDATE = (
     "{% if value_json is defined %}"  # not when the report is taken away
     '{"in_progress": {{ (value_json.state in [' + ", ".join(f"'{state}'" for state in BUSY_STATES) + "]) | tojson }}, "
     "\"update_percentage\": {% if value_json.state == 'fetching' and value_json.progress %}"
-    "{{ (100 * value_json.progress.received / [value_json.progress.total, 1] | max) | round | int }}"
+    "{{ [100 * value_json.progress.received // [value_json.progress.total, 1] | max, 100] | min }}"
     "{% else %}null{% endif %}"
     '{% if value_json.current %}, "installed_version": {{ value_json.current.version | tojson }}{% endif %}'
     "{% if value_json.desired or value_json.current %}"

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,15 @@ class BrokersEars:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._calls: dict[str, Callable[[Incoming], None]] = {}
+        self.calls: dict[str, Callable[[Incoming], None]] = {}
 
     def listen(self, filters: Iterable[str], on_message: Callable[[Incoming], None]) -> None:
-        self._calls |= dict.fromkeys(filters, on_message)
+        self.calls |= dict.fromkeys(filters, on_message)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         async with aiomqtt.Client("127.0.0.1", self._port) as client:
-            for topic in self._calls:
+            for topic in self.calls:
                 await client.subscribe(topic, qos=1)
             task = asyncio.create_task(self._hear(client))
             yield
@@ -97,7 +97,7 @@ class BrokersEars:
 
     async def _hear(self, client: aiomqtt.Client) -> None:
         async for message in client.messages:
-            self._calls[str(message.topic)](message)  # type: ignore[arg-type] - a payload may be more than bytes
+            self.calls[str(message.topic)](message)  # type: ignore[arg-type] - a payload may be more than bytes
 
 
 @pytest.fixture
@@ -179,11 +179,15 @@ async def test_home_assistants_birth_has_everything_said_again(broker: Mosquitto
     async with (
         HomeAssistant(broker.port) as home,
         voice(broker, tmp_path) as publishing,
-        discovery(publishing, Inside(), memory, ears=ears),
-        ears.open(),
+        discovery(publishing, Inside(), memory, ears=ears, on=False) as running,
         aiomqtt.Client("127.0.0.1", broker.port) as client,
+        AsyncExitStack() as stack,
     ):
+        assert await publishing.drained(PATIENCE)
+        assert not ears.calls, "whoever has it switched off need not allow it"
+        running.on = True
         await home.until(lambda: len(home.states(PARTS)) == 1)
+        await stack.enter_async_context(ears.open())
         await client.publish("homeassistant/status", "offline", qos=1)
         await client.publish("homeassistant/status", b"\xff" * 1000, qos=1)
         await client.publish("homeassistant/status", "online", qos=1)

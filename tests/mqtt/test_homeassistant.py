@@ -236,8 +236,8 @@ OLD, NEW = SlotReport("1.0.0", "a" * 64), SlotReport("1.1.0", "b" * 64)
             {"installed_version": "1.0.0", "latest_version": "1.1.0", "in_progress": True, "update_percentage": 33},
         ),
         (
-            {"state": "fetching", "desired": NEW, "progress": Progress(0, 0)},
-            {"latest_version": "1.1.0", "in_progress": True, "update_percentage": 0},
+            {"state": "fetching", "desired": NEW, "progress": Progress(5, 0)},
+            {"latest_version": "1.1.0", "in_progress": True, "update_percentage": 100},
         ),
         (
             {"state": "canary", "current": OLD},
