@@ -313,6 +313,14 @@ async def test_all_end_the_newest_first(tmp_path: Path, monkeypatch: pytest.Monk
     await until(lambda: not any(map(is_alive, pids)))
 
 
+async def test_one_that_ends_before_it_has_begun_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    async with stage(tmp_path) as place:
+        await place.serving.start(echo())
+        place.send()
+        assert place.done == 0
+    assert place.done == 1
+
+
 async def test_a_defect_of_ours_in_one_ends_the_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def defect(*_: object) -> None:
         raise AssertionError("a defect")
