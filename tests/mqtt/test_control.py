@@ -10,16 +10,14 @@ import aiomqtt
 import pytest
 from mosquitto import PATIENCE, Mosquitto
 from publishing import publisher
-from test_client import CONNACK, fake_broker
-from test_subscriptions import publish, read_packet
+from scripted_broker import CONNACK, PUBACK, fake_broker, publish, read_packet
 
 from appliance.backoff import Backoff
 from appliance.config import MqttConfig
 from appliance.control import MAX_QUEUED, Control
 from appliance.mqtt.link import Message, Received
 
-
-PUBLISH, PUBACK = 0x30, 0x40
+PUBLISH = 0x30
 
 
 def control_at(url: str) -> Control:
