@@ -40,7 +40,7 @@ ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 NO_IO = [
     "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health",
     "zipper.router", "zipper.core", "zipper.conversation", "zipper.access", "transport.flow",
-    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result",
+    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.requests",
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits", "sandbox.budget", "sandbox.quarantine",
     "sandbox.failure", "sandbox.capsule",
