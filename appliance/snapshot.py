@@ -96,7 +96,7 @@ class Snapshots:
 def fitting(width: int, height: int, max_bytes: int) -> tuple[int, int]:
     """The size, in the same proportions, whose samples take at most ``max_bytes``, however badly they compress."""
     scale = min(1.0, sqrt(max_bytes / (height * (width * 3 + 1))))
-    fitted_height = max(1, int(height * scale))
+    fitted_height = max(1, min(int(height * scale), max_bytes // 4))  # a pixel and its row's filter fit at least
     return max(1, min(int(width * scale), (max_bytes // fitted_height - 1) // 3)), fitted_height
 
 
