@@ -21,8 +21,9 @@ LAYERS = (
     {"cli"},
     {"console", "doctor"},
     {"app"},
-    {"remote"},
-    {"reload", "snapshot", "log_feed", "health", "summary", "source_process", "faults", "replay"},
+    {"telling", "remote"},
+    {"reload", "snapshot", "log_feed", "health", "summary", "source_process", "serving", "replay"},
+    {"faults"},
     {"zipper", "client", "source", "publisher", "control"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
@@ -39,7 +40,7 @@ ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 
 # fmt: off
 NO_IO = [
-    "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health",
+    "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health", "telling",
     "zipper.router", "zipper.core", "zipper.conversation", "zipper.access", "transport.flow",
     "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.requests",
     "camera.watch", "camera.pacing",
@@ -51,7 +52,7 @@ NO_IO = [
     "sandbox.admission.binary", "sandbox.admission.bodies", "sandbox.admission.code", "sandbox.admission.growing",
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
-    "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
+    "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report", "deploy.watch",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]
