@@ -57,7 +57,7 @@ class Box:
 
 async def asked(box: Box, *arguments: Any) -> "asyncio.Task[Any]":
     task = asyncio.create_task(box.snapshots.take(*arguments))
-    while not box.zipper.observers:
+    while not box.zipper._router.observers:
         await asyncio.sleep(0)
     return task
 
@@ -73,7 +73,7 @@ async def test_a_jpeg_is_given_as_it_came(ring: RingWriter) -> None:
     taken = await task
     assert (taken.payload, taken.content_type) == (b"this one", "image/jpeg")
     assert box.decoder.asked == []
-    assert (box.zipper.observers, box.zipper.outstanding, ring.used) == ({}, 0, 0)
+    assert (box.zipper._router.observers, box.zipper.outstanding, ring.used) == ({}, 0, 0)
 
 
 async def test_two_may_ask_at_once(ring: RingWriter) -> None:
@@ -119,7 +119,7 @@ async def test_a_camera_that_is_not_there_or_gives_nothing(ring: RingWriter, mon
         await box.snapshots.take("camera")
     with pytest.raises(ConfigError, match="too small"):
         await box.snapshots.take("camera", 5000)
-    assert box.zipper.observers == {}
+    assert box.zipper._router.observers == {}
 
 
 async def test_nothing_is_held_after_a_failure_or_a_cancellation(ring: RingWriter) -> None:
@@ -132,7 +132,7 @@ async def test_nothing_is_held_after_a_failure_or_a_cancellation(ring: RingWrite
     task = await asked(box, "camera")
     task.cancel()
     await asyncio.wait([task])
-    assert (box.zipper.observers, box.zipper.outstanding, ring.used) == ({}, 0, 0)
+    assert (box.zipper._router.observers, box.zipper.outstanding, ring.used) == ({}, 0, 0)
 
 
 @given(st.integers(1, 16_384), st.integers(1, 16_384), st.integers(4096, MAX_SNAPSHOT_BYTES))
