@@ -99,7 +99,8 @@ async def test_sighup_has_the_file_read_again(tmp_path: Path, broker: Mosquitto)
     environment = {**os.environ, "APPLIANCE_STATE": str(tmp_path / "state")}
     command = [sys.executable, "-m", "appliance", "run", "--config", str(file), "--json", "--fps", "20"]
     async with Subscriber(broker.port) as subscriber, asyncio.timeout(PATIENCE):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=environment)
         try:
             await subscriber.until(lambda: len(subscriber.results()) > 5)
             file.write_text(text % f', {{ path = "{HANDLERS / "parts"}", name = "again" }}')
