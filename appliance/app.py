@@ -5,8 +5,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,27 @@ import msgspec
 
 from appliance.camera.camera import kind_of
 from appliance.config import Config, PeerConfig, check_config, device_name
+from appliance.control import Control
+from appliance.device.log_levels import LogLevels
 from appliance.device.memory import proportional_kb
 from appliance.device.state import StateDirectory, read_secret
 from appliance.device.thermal import cpu_temperature
-from appliance.errors import ConfigError
+from appliance.errors import ApplianceError, ConfigError
 from appliance.faults import FaultKeeper
 from appliance.frame import Frame
 from appliance.inference.broker import Broker
 from appliance.ipc.ring import RingWriter
+from appliance.log_feed import LogFeed
 from appliance.mqtt.private_broker import PrivateBroker
 from appliance.publisher import Publisher
+from appliance.reload import Reloading, load_handlers
+from appliance.remote import Remote
 from appliance.sandbox.admission.admit import Admission
 from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.spawning import Zygote
-from appliance.sandbox.spec import HandlerSpec, load_handler
+from appliance.sandbox.spec import HandlerSpec
 from appliance.serving import Serving
+from appliance.snapshot import Snapshots
 from appliance.source_process import SourceEnd, SourceOrder, SourceProcess
 from appliance.summary import Summary, Verdicts, summarise
 from appliance.telling import Telling
@@ -67,7 +73,15 @@ class LastResult:
 class Appliance:
     """One box: zipper, handlers, models and publisher, and the cameras unless ``cameras`` is False."""
 
-    def __init__(self, config: Config, state: StateDirectory, *, cameras: bool = True) -> None:
+    def __init__(
+        self,
+        config: Config,
+        state: StateDirectory,
+        *,
+        cameras: bool = True,
+        reread: Callable[[], Config] | None = None,
+    ) -> None:
+        """``reread`` gives the configuration as it is now; None: there is no file to read it from again."""
         check_config(config)
         self._config = config
         self._state = state
@@ -82,6 +96,9 @@ class Appliance:
         self.temperature: float | None = None
         self.up = asyncio.Event()
         """Everything is built and the cameras have been started."""
+        self.reload_wanted = asyncio.Event()
+        """Set it to have the configuration read again."""
+        self._reread = reread
         self._sources: list[SourceProcess] = []
         self._withheld: set[tuple[str, str, int]] = set()
 
@@ -100,6 +117,7 @@ class Appliance:
                     tasks.create_task(self._keep_status(), name="status"),
                     tasks.create_task(self._keep_faults(), name="faults"),
                     tasks.create_task(self._keep_measuring(), name="memory"),
+                    tasks.create_task(self._keep_reloading(), name="reload"),
                 ]
                 working = tasks.create_task(self._work(), name="cameras")
                 stopping = tasks.create_task(stop.wait(), name="stop")
@@ -136,6 +154,8 @@ class Appliance:
         mqtt = msgspec.structs.replace(config.mqtt, url=self.broker_url)
         self.publisher = Publisher(mqtt, self.device, self._state.spool, extra=self._counters)
         await stack.enter_async_context(self.publisher)
+        self.control = await stack.enter_async_context(Control(mqtt, self.device))
+        self._log_feed = stack.enter_context(LogFeed(self.control, self.publisher.topics, mqtt.log_level))
         self._telling = Telling(self.publisher.topics, self.publisher.set_retained, self._clear_retained)
         ring = stack.enter_context(RingWriter(config.zipper.ring_mb << 20))
         self.inference = Broker(ring.fd, config.inference.timeout_seconds)
@@ -165,14 +185,44 @@ class Appliance:
         host = config.zipper.host if is_loopback(config.zipper.host) else "127.0.0.1"
         self._address = Address(host, self.port, certificate[0])
         stack.enter_context(self._state.announced(host, self.port))
+        await self._build_remote(stack, specs)
+
+    async def _build_remote(self, stack: AsyncExitStack, specs: list[HandlerSpec]) -> None:
+        """What may be asked of this box from elsewhere."""
+        config = self._config
+        emitting = (peer.emits for peer in config.zipper.peers if "source" in peer.roles)
+        tags = {camera.tag for camera in config.cameras}.union(*emitting)
+        self._levels = LogLevels(config.log.level)
+        self._reloading = Reloading(
+            config, specs, self.serving, reread=self._reread, apply=self._reloaded, reserved=(PUBLISHER,)
+        )
+        self._remote = Remote(
+            self.control,
+            self.publisher.topics,
+            config.mqtt.commands,
+            changes=self._reloading,
+            pictures=Snapshots(self.zipper, self.inference, lambda: self.door.sources, lambda: tags),
+            levels=self._levels,
+        )
+        await stack.enter_async_context(self._remote)
+
+    def _reloaded(self, config: Config) -> None:
+        """Another configuration is in force: what of it can change while the box runs is :data:`LIVE`."""
+        self._config = config
+        self._levels.set_base(config.log.level)
+        self._log_feed.set_level(config.mqtt.log_level)
+        self._remote.commands = frozenset(config.mqtt.commands)
+        self.serving.capsules = config.device.capsules
+
+    async def _keep_reloading(self) -> None:
+        while True:
+            await self.reload_wanted.wait()
+            self.reload_wanted.clear()
+            with suppress(ApplianceError):  # which it has told the log
+                await self._reloading.reload()
 
     def _load_handlers(self) -> list[HandlerSpec]:
-        specs = [load_handler(handler, self._config.inference) for handler in self._config.handlers]
-        names = [spec.name for spec in specs]
-        for name in names:
-            if names.count(name) > 1 or name == PUBLISHER:
-                raise ConfigError(f"handlers: the name {name!r} is taken; give one of them another `name`")
-        return specs
+        return list(load_handlers(self._config, (PUBLISHER,)).values())
 
     # --- cameras ---------------------------------------------------------------------------------------------
 

@@ -53,7 +53,8 @@ class Serving:
         self._admission = admission
         self._guest_models = guest_models
         self._faults = faults
-        self._on_crash = faults.crashed if capsules else _nothing
+        self.capsules = capsules
+        """Whether what guests fail on is kept; may be set at any time."""
         self._on_change = on_change
         self._live: dict[str, LocalHandler] = {}
         self._shadows: dict[str, LocalHandler] = {}
@@ -129,6 +130,10 @@ class Serving:
         now, begun = _sample(handler), self._begun.get(handler)
         return now if begun is None else _since(begun, now)
 
+    def _crashed(self, crash: Crash) -> None:
+        if self.capsules:
+            self._faults.crashed(crash)
+
     # --- one handler's life ----------------------------------------------------------------------------------
 
     async def _begin(self, spec: HandlerSpec, *, shadow: bool) -> None:
@@ -144,7 +149,7 @@ class Serving:
             admission=self._admission,
             guest_models=self._guest_models,
             quarantined=quarantined,
-            on_crash=self._on_crash,
+            on_crash=self._crashed,
             state=dict(beside.guest_state) if beside is not None else None,
             shadow=shadow,
         )
@@ -210,7 +215,3 @@ def _since(begun: Sample, now: Sample) -> Sample:
         offered=now.offered - begun.offered,
         dropped=now.dropped - begun.dropped,
     )
-
-
-def _nothing(_crash: Crash) -> None:
-    """The operator wants no capsules."""
