@@ -15,7 +15,7 @@ MANY_TIMES_SLOWER = 4
 """Slower than the live one by so much is refused. Both run at once, on cores that one of them will have alone."""
 ENOUGH_OFFERED = 30
 """Frames that both must have been offered before they are compared; a second of a camera."""
-NOT_SERVING = frozenset({"failed", "quarantined", "stopped"})
+NOT_SERVING = frozenset({"failed", "quarantined"})
 """States of a handler in which no worker will handle a frame."""
 
 
@@ -77,24 +77,16 @@ def judge_canary(
     ``elapsed`` is the time in seconds since it began, ``live`` what the version in service did meanwhile. It passes
     after ``frames`` good frames, or after ``seconds``, running: not every handler has many frames to handle.
     """
-    if failed := _cannot_go_on(sample):
+    failed = _cannot_go_on(sample) or _too_faulty(sample) or _never_starts(sample, elapsed - seconds)
+    if failed or sample.state != "running":
         return failed
-    if sample.faults >= MAX_FAULTS:
-        return Failed(f"{_faults(sample)} as canary{_last(sample)}")
-    if sample.state != "running":
-        if elapsed >= START_SECONDS + seconds:
-            return Failed(f"it does not run after {elapsed:.0f} s: {sample.state}{_last(sample)}")
-        return None
     if live is not None and (failed := _too_slow(sample, live)):
         return failed
     if sample.handled >= frames:
         return Passed()
-    if elapsed >= seconds:
-        taken = sample.offered - sample.dropped
-        if taken >= ENOUGH_OFFERED and not sample.handled:
-            return Failed(f"none of {taken} frames went well in {elapsed:.0f} s{_last(sample)}")
-        return Passed()
-    return None
+    if elapsed < seconds:
+        return None
+    return _good_for_nothing(sample, elapsed) or Passed()
 
 
 def judge_service(sample: Sample) -> Failed | None:
@@ -111,6 +103,24 @@ def judge_service(sample: Sample) -> Failed | None:
 
 def _cannot_go_on(sample: Sample) -> Failed | None:
     return Failed(f"it is {sample.state}{_last(sample)}") if sample.state in NOT_SERVING else None
+
+
+def _too_faulty(sample: Sample) -> Failed | None:
+    return Failed(f"{_faults(sample)} as canary{_last(sample)}") if sample.faults >= MAX_FAULTS else None
+
+
+def _never_starts(sample: Sample, late: float) -> Failed | None:
+    if sample.state == "running" or late < START_SECONDS:
+        return None
+    return Failed(f"its worker is not running after {START_SECONDS:g} s: {sample.state}{_last(sample)}")
+
+
+def _good_for_nothing(sample: Sample, elapsed: float) -> Failed | None:
+    """It returned an error for every frame."""
+    taken = sample.offered - sample.dropped
+    if sample.handled or taken < ENOUGH_OFFERED:
+        return None
+    return Failed(f"none of {taken} frames went well in {elapsed:.0f} s{_last(sample)}")
 
 
 def _too_slow(sample: Sample, live: Sample) -> Failed | None:
