@@ -76,6 +76,7 @@ class Hindered:
 class Faulted:
     """What is in service fails too often, or cannot be started."""
 
+    slot: Slot
     reason: str
 
 

@@ -14,6 +14,7 @@ from appliance.deploy.events import (
     Abandon,
     Action,
     Admit,
+    Admitted,
     Blocked,
     Booted,
     Collect,
@@ -26,7 +27,6 @@ from appliance.deploy.events import (
     Hindered,
     Keep,
     Kept,
-    Admitted,
     Passed,
     Refused,
     RetryLater,
@@ -152,8 +152,8 @@ def _wait(record: Record, event: Hindered, now: int) -> Outcome:
 
 def _go_back(record: Record, event: Faulted, now: int) -> Outcome:
     """Bring the previous version back, and put the other in quarantine. Without a previous one it goes on."""
-    if record.previous is None:
-        if record.state != "active" or record.reason:
+    if record.previous is None or event.slot != record.active:
+        if record.state != "active" or record.reason or event.slot != record.active:
             return record, ()
         return _enter(record, "active", f"{event.reason}; there is no version to go back to", now), ()
     after = _back(record, event.reason, now)
