@@ -134,14 +134,15 @@ def _try(record: Record, _event: Kept, now: int) -> Outcome:
 def _activate(record: Record, _event: Passed, now: int) -> Outcome:
     """Put the candidate into service, on trial. What was in service is kept, unless it was itself on trial."""
     slot = _candidate(record)
-    previous = record.previous if record.trial and record.previous else record.active
+    proven = record.previous if record.trial and record.previous != slot else None
+    previous = proven or record.active
     after = _enter(record, "active", "", now, active=slot, previous=previous, candidate=None, trial=Trial(since_ns=now))
     return after, (Serve(slot), Collect())
 
 
 def _refuse(record: Record, event: Refused, now: int) -> Outcome:
     """Give up the candidate and put it in quarantine. What runs goes on."""
-    after = _quarantined(record, _candidate(record), "refused", event.reason, beside=record.active, alone=event.changes)
+    after = _quarantined(record, _candidate(record), "refused", event.reason, alone=event.changes)
     return _settle(after, "refused", event.reason, now)
 
 
@@ -231,11 +232,10 @@ def _settle(record: Record, state: str, reason: str, now: int) -> Outcome:
     return _enter(record, state, reason, now, candidate=None), actions
 
 
-def _quarantined(
-    record: Record, slot: Slot, state: str, reason: str, *, beside: Slot | None, alone: bool = False
-) -> Record:
-    """With ``slot`` among the bad: only as it is changed, where ``beside`` shows that the bundle runs otherwise."""
-    alone = alone or (beside is not None and beside.digest == slot.digest)
+def _quarantined(record: Record, slot: Slot, state: str, reason: str, *, alone: bool = False) -> Record:
+    """With ``slot`` among the bad: only as it is changed, where the same bundle runs, or ran, with other changes."""
+    others = (record.active, record.previous)
+    alone = alone or any(other and other != slot and other.digest == slot.digest for other in others)
     bad = Bad(
         digest=slot.digest,
         version=slot.version,
@@ -250,7 +250,7 @@ def _back(record: Record, reason: str, now: int) -> Record:
     """The previous version is active again. A candidate stays on its way, unless it has become pointless."""
     active, previous, candidate = record.active, record.previous, record.candidate
     assert active is not None
-    after = _quarantined(record, active, "rolled-back", reason, beside=previous)
+    after = _quarantined(record, active, "rolled-back", reason)
     after = replace(after, active=previous, previous=None, trial=None)
     if candidate is None or candidate == previous:
         state = "active" if candidate else "rolled-back"

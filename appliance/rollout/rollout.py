@@ -62,7 +62,7 @@ class Rollout:
         self._happened: deque[tuple[ev.Event, asyncio.Task[None] | None]] = deque()
         self._group: asyncio.TaskGroup | None = None
         self._work: asyncio.Task[None] | None = None
-        self._retries = Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)
+        self._retries = _retries()
         self._retry_at: float | None = None
         self._running = Running(name, parts, fleet, self._happens, clock)
         self._progress: Progress | None = None
@@ -74,6 +74,8 @@ class Rollout:
 
     def order(self, order: Order, bundle: VerifiedBundle | None = None) -> None:
         """What the operator wants now, whatever it was before; ``bundle`` with ``Wanted``."""
+        if order != self._order:
+            self._retries = _retries()
         self._order, self._ordered = order, True
         self._bundle_ordered = bundle
         self._desired = None if isinstance(order, ev.Unwanted) else order.slot
@@ -315,3 +317,6 @@ class Rollout:
             progress=self._progress if record.state == "fetching" else None,
         )
 
+
+def _retries() -> Backoff:
+    return Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)  # a fleet does not ask all at once
