@@ -32,8 +32,8 @@ from appliance.deploy.bundle import MAX_INDEX_BYTES, Bundle, bundle_target, deco
 from appliance.deploy.desired import MAX_DESIRED_BYTES, Assignment, Desired, decode_desired
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES
 from appliance.deploy.floor import MAX_FLOOR_BYTES, MAX_SECONDS, ROLES, Floor, decode_floor, encode_floor
-from appliance.device.durable import make_directory, sync_tree, write_durably
-from appliance.errors import ConfigError, DeviceError, PeerError
+from appliance.device.durable import make_directory, sync_tree, write_durably, writing
+from appliance.errors import ConfigError, PeerError
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Trust:
         self._floor_file = directory / "floor.json"
         self._metadata = directory / "metadata"
         self._lock = threading.Lock()  # the client's files are not for two at a time
-        with _disk(directory):
+        with writing(directory):
             make_directory(self._metadata.parent)
             self._floor = self._read_floor(hashlib.sha256(root).hexdigest())
 
@@ -113,7 +113,7 @@ class Trust:
 
     def guarded(self, call: Callable[[], Result]) -> Result:
         """What the client does, its errors sorted. Files of its own that get in its way are thrown away."""
-        with _disk(self._metadata), _sorted_errors():
+        with writing(self._metadata), _sorted_errors():
             try:
                 return call()
             except OSError as error:
@@ -157,7 +157,7 @@ class Trust:
         floor = self._floor.raised(versions, keys, now)
         if floor is self._floor:
             return
-        with _disk(self._floor_file):
+        with writing(self._floor_file):
             sync_tree(self._metadata)
             write_durably(self._floor_file, encode_floor(floor))
         self._floor = floor
@@ -195,7 +195,7 @@ class Verified:
 
     def read(self, target: SignedTarget, file: Path) -> bytes:
         """Content of a target. ``file`` is what was downloaded by its digest; UntrustedError where it is not that."""
-        with self._trust.alone(), _disk(file), _sorted_errors(), tempfile.TemporaryDirectory() as scratch:
+        with self._trust.alone(), writing(file), _sorted_errors(), tempfile.TemporaryDirectory() as scratch:
             info = self._updater.get_targetinfo(target.path)
             if info is None or _signed(info) != target:
                 raise UntrustedError(f"{target.path} was signed differently when it was asked for")
@@ -299,14 +299,6 @@ def _clear(directory: Path) -> None:
     else:
         directory.unlink(missing_ok=True)
     directory.mkdir()
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DeviceError(f"{path}: the state cannot be written: {error}; see --state") from error
 
 
 @contextmanager
