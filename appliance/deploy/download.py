@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from appliance.deploy.chunks import Assembly
 from appliance.deploy.fleet_topics import FleetTopics
@@ -43,7 +44,7 @@ class Downloads:
         self._ears = ears
         self._store = store
         self._turns = asyncio.Semaphore(AT_A_TIME)
-        self._files: dict[str, asyncio.Lock] = {}
+        self._files: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By digest, while somebody wants the file: two who want the same one fetch it once."""
 
     async def fetch(self, digest: str, length: int, on_progress: Callable[[int], None]) -> Path:
@@ -52,32 +53,27 @@ class Downloads:
         PeerError where what comes is not this file, or nothing came for STALL_SECONDS. DeviceError: the disk.
         """
         lock = self._files.setdefault(digest, asyncio.Lock())
-        try:
-            async with lock, self._turns:
-                if await asyncio.to_thread(self._store.has, digest):
-                    path = self._store.object(digest)
-                else:
-                    path = await self._download(digest, length, on_progress)
-        finally:
-            if not lock.locked():
-                self._files.pop(digest, None)
+        async with lock, self._turns:
+            if await asyncio.to_thread(self._store.has, digest):
+                path = self._store.object(digest)
+            else:
+                path = await self._download(digest, length, on_progress)
         on_progress(length)
         return path
 
     async def _download(self, digest: str, length: int, on_progress: Callable[[int], None]) -> Path:
-        file = await _to_its_end(asyncio.to_thread(self._store.incoming, digest, length))
-        try:
+        with self._store.incoming(digest, length) as file:
+            await _to_its_end(asyncio.to_thread(file.resume))
             assembly = Assembly(digest, length, chunk_bytes=file.chunk_bytes, received=file.received)
             on_progress(assembly.taken)
             try:
                 await _Transfer(self._topics, self._ears, digest, assembly).run(file, on_progress)
-            except PeerError as error:
-                if not isinstance(error, StalledError):
-                    await _to_its_end(asyncio.to_thread(file.discard))
+            except StalledError:
+                raise
+            except PeerError:
+                await _to_its_end(asyncio.to_thread(file.discard))
                 raise
             return await _to_its_end(asyncio.to_thread(file.finish))
-        finally:
-            file.close()
 
 
 class StalledError(PeerError):
@@ -149,4 +145,6 @@ async def _to_its_end(work: Awaitable[Result]) -> Result:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody else will ask for it
         raise

@@ -1,7 +1,6 @@
 """The beginning of a file that is being downloaded: ``<sha256>.<chunk size>``, a whole number of chunks. Blocking."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 from appliance.deploy.fleet_topics import MAX_CHUNK_BYTES
@@ -17,18 +16,27 @@ class PartialFile:
     DeviceError where the disk fails.
     """
 
-    def __init__(self, directory: Path, target: Path, length: int, on_close: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, directory: Path, target: Path, length: int) -> None:
         self._directory = directory
         self._target = target
         self._length = length
-        self._on_close = on_close
         self._path: Path | None = None
         self.chunk_bytes: int | None = None
         """How it is cut; None where nothing of it is there."""
         self.received = 0
         """Bytes."""
-        with writing(directory):
-            self._resume()
+
+    def resume(self) -> None:
+        """Go on with what is there from before."""
+        with writing(self._directory):
+            found = {path: self._usable(path) for path in self._directory.glob(f"{self._target.name}.*")}
+            best = max(found, key=lambda path: found[path][1], default=None)
+            if best is not None and found[best][1]:
+                self._path = best
+                self.chunk_bytes, self.received = found[best]
+            for path in found:
+                if path != self._path:
+                    path.unlink()
 
     def append(self, data: bytes, chunk_bytes: int) -> None:
         """Write what comes next; whole chunks of this size, but for the last."""
@@ -65,21 +73,6 @@ class PartialFile:
             if self._path is not None:
                 remove_durably(self._path)
         self._path, self.chunk_bytes, self.received = None, None, 0
-
-    def close(self) -> None:
-        """Nobody writes it any more; what is there stays for another time."""
-        self._on_close()
-
-    def _resume(self) -> None:
-        best = None
-        for path in self._directory.glob(f"{self._target.name}.*"):
-            chunk_bytes, received = self._usable(path)
-            if received > self.received:
-                best, self.chunk_bytes, self.received = path, chunk_bytes, received
-        for path in self._directory.glob(f"{self._target.name}.*"):
-            if path != best:
-                path.unlink()
-        self._path = best
 
     def _usable(self, path: Path) -> tuple[int, int]:
         """(chunk size, bytes in whole chunks)."""

@@ -73,11 +73,14 @@ class Store:
             raise ValueError(f"{digest!r} is no SHA-256")
         return self._objects / digest
 
-    def incoming(self, digest: str, length: int) -> PartialFile:
-        """Begin with a file, or go on with it. One at a time for each digest; to be closed."""
-        target = self.object(digest)
+    @contextmanager
+    def incoming(self, digest: str, length: int) -> Iterator[PartialFile]:
+        """A file to be downloaded. While the block lasts nobody collects it; one block at a time for each digest."""
         self._open.add(digest)
-        return PartialFile(self._incoming, target, length, lambda: self._open.discard(digest))
+        try:
+            yield PartialFile(self._incoming, self.object(digest), length)
+        finally:
+            self._open.discard(digest)
 
     def check_room(self, bundle: VerifiedBundle) -> None:
         """DeviceError where a bundle does not fit into the quota, or on the disk, beside those under way."""
