@@ -39,11 +39,12 @@ class Fleet:
     def __init__(self, *, days: float = 30, threshold: int = 1) -> None:
         self.now = START
         self.days = days
+        self.root_days = 365.0
         self.signers: dict[str, list[CryptoSigner]] = {}
         self.metadata: dict[str, bytes] = {}
         self.files: dict[str, bytes] = {}
         self.delegates: dict[str, Metadata[Targets]] = {}
-        self.root = Root(expires=self._expires(), consistent_snapshot=True)
+        self.root = Root(consistent_snapshot=True)
         self.targets = Targets(expires=self._expires())
         self.snapshot = Snapshot(expires=self._expires())
         self.timestamp = Timestamp(expires=self._expires())
@@ -80,7 +81,7 @@ class Fleet:
         """The next version of the root, signed by its keys and ``also`` others."""
         if not first:
             self.root.version += 1
-        self.root.expires = self._expires()
+        self.root.expires = self.now + timedelta(days=self.root_days)
         data = signed(self.root, [*self.signers["root"], *also])
         self.metadata[f"{self.root.version}.root.json"] = data
         return data
