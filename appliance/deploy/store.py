@@ -152,7 +152,7 @@ class Store:
                 if (slot.parent.name, slot.name) not in used:
                     self._discard(slot)
             needed = self._needed(wanted)
-            _remove(name for name in self._slots.iterdir() if not any(name.iterdir()))
+            _remove(name for name in self._slots.iterdir() if not name.is_dir() or not any(name.iterdir()))
             _remove(file for file in self._objects.iterdir() if file.name not in needed)
             under_way = needed | self._open
             _remove(file for file in self._incoming.iterdir() if file.name.partition(".")[0] not in under_way)

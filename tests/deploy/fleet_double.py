@@ -23,6 +23,7 @@ from tuf.api.metadata import (
 
 from appliance.deploy.bundle import Bundle, BundleFile, bundle_target, encode_bundle
 from appliance.deploy.desired import Assignment, Desired, device_target, encode_desired
+from appliance.deploy.fleet_topics import DEFAULT_CHUNK_BYTES, FleetTopics
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 """When everything is signed; the tests' clocks begin here."""
@@ -163,3 +164,16 @@ def signed(document: Root | Targets | Snapshot | Timestamp, signers: Sequence[Cr
     for signer in signers:
         metadata.sign(signer, append=True)
     return metadata.to_bytes()
+
+
+def messages(fleet: Fleet, topics: FleetTopics, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> dict[str, bytes]:
+    """What the broker retains of a fleet: topic -> payload."""
+    found = {topics.metadata(file): data for file, data in fleet.metadata.items()}
+    for digest, data in fleet.files.items():
+        found |= chunks_of(topics, data, chunk_bytes, digest)
+    return found
+
+
+def chunks_of(topics: FleetTopics, data: bytes, chunk_bytes: int, digest: str | None = None) -> dict[str, bytes]:
+    pieces = [data[at : at + chunk_bytes] for at in range(0, len(data), chunk_bytes)]
+    return {topics.chunk(digest or digest_of(data), index): piece for index, piece in enumerate(pieces)}
