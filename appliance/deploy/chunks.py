@@ -13,14 +13,14 @@ WINDOW = 8
 class Assembly:
     """Puts a file of ``length`` bytes together.
 
-    ``received`` bytes of it are there from before, cut into pieces of ``chunk_bytes``: a whole number of them.
+    ``received`` bytes of it are there from before, in pieces of ``chunk_bytes``: a whole number of them, or all.
     """
 
     def __init__(self, digest: str, length: int, *, chunk_bytes: int | None = None, received: int = 0) -> None:
         self._digest = digest
         self._length = length
         self._chunk_bytes = chunk_bytes if received else None
-        self._next = received // chunk_bytes if chunk_bytes else 0  # index of the piece that is taken next
+        self._next = -(-received // chunk_bytes) if chunk_bytes else 0  # index of the piece that is taken next
         self._held: dict[int, bytes] = {}
 
     @property

@@ -2,7 +2,20 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from appliance.errors import DeviceError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the operating system says of files in ``path``, as DeviceError."""
+    try:
+        yield
+    except OSError as error:
+        raise DeviceError(f"{path}: the state cannot be written: {error}; see --state") from error
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
