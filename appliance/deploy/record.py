@@ -19,7 +19,7 @@ from appliance.text import printable
 
 MAX_BAD = 16
 """Bundles in quarantine for each handler; then the oldest are forgotten."""
-MAX_RECORD_BYTES = 512 << 10
+MAX_RECORD_BYTES = 256 << 10
 """Three slots with as many settings as a desired state may have, and MAX_BAD reasons."""
 
 Stage = Literal["gone", "waiting", "fetching", "admitting", "storing", "canary", "settled"]
@@ -95,8 +95,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def slots(self) -> frozenset[str]:
         """Digests of the bundles whose slots must stay."""
-        kept = [self.active, self.previous, self.candidate if self.state == "canary" else None]
-        return frozenset(slot.digest for slot in kept if slot is not None)
+        return frozenset(slot.digest for slot in (self.active, self.previous, self.candidate) if slot is not None)
 
     def badness(self, slot: Slot) -> Bad | None:
         """Why it may not run on this device; None where it may."""
@@ -119,7 +118,7 @@ def one_line(reason: str) -> str:
 
 
 def encode_record(record: Record) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(record), indent=1)
+    return msgspec.json.encode(record)
 
 
 def decode_record(data: bytes) -> Record:

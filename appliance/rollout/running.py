@@ -37,7 +37,6 @@ class Running:
         self._clock = clock
         self._serves = Backoff(FIRST_SERVE, limit=LAST_SERVE)
         self._served: Slot | None = None
-        self._served_from: Sample | None = None
         self._tried: Slot | None = None
         self._tried_at = 0.0
         self._beside: Sample | None = None
@@ -74,7 +73,6 @@ class Running:
         self.serve_at = None
         try:
             if self._tried == slot and self._name in self._parts.serving.shadows:
-                self._served_from = self._parts.serving.sample(self._name, shadow=True)
                 await self._parts.serving.promote(self._name)
             elif not await self._replace(slot):
                 return
@@ -95,11 +93,13 @@ class Running:
         if spec is None:
             return False
         if self._name in serving.live:
+            if self._name in serving.shadows:
+                await self.end_trying()
+                self._happens(ev.Hindered("the canary had to make room for the version in service"))
             await serving.shadow(spec)
             await serving.promote(self._name)
         else:
             await serving.start(spec)
-        self._served_from = None
         return True
 
     async def stop(self) -> None:
@@ -140,7 +140,7 @@ class Running:
         sample = self._parts.serving.sample(self._name)
         if slot is None or slot != record.active or sample is None:
             return
-        verdict = judge_service(since(sample, self._served_from) if self._served_from else sample)
+        verdict = judge_service(sample)
         if verdict is not None:
             self._happens(ev.Faulted(slot, verdict.reason))
 

@@ -557,7 +557,8 @@ class Device(RuleBasedStateMachine):
     def the_record_is_sound(self) -> None:
         record = self.record
         assert record == decode_record(self.disk)
-        assert record.slots <= self.kept | self.broken
+        needed = (record.active, record.previous, record.candidate if record.state == "canary" else None)
+        assert {slot.digest for slot in needed if slot} <= self.kept | self.broken
         assert len(record.bad) <= MAX_BAD
         assert record.stage != "settled" or record.candidate is None
         assert record.state not in UNDER_WAY or record.candidate is not None
