@@ -134,9 +134,10 @@ def _try(record: Record, _event: Kept, now: int) -> Outcome:
 def _activate(record: Record, _event: Passed, now: int) -> Outcome:
     """Put the candidate into service, on trial. What was in service is kept, unless it was itself on trial."""
     slot = _candidate(record)
-    proven = record.previous if record.trial and record.previous != slot else None
-    previous = proven or record.active
-    after = _enter(record, "active", "", now, active=slot, previous=previous, candidate=None, trial=Trial(since_ns=now))
+    known = slot == record.previous  # it has been in service, and comes back
+    previous = record.previous if record.trial and record.previous and not known else record.active
+    trial = None if known else Trial(since_ns=now)
+    after = _enter(record, "active", "", now, active=slot, previous=previous, candidate=None, trial=trial)
     return after, (Serve(slot), Collect())
 
 

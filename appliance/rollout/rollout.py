@@ -115,8 +115,8 @@ class Rollout:
         """Until it is cancelled. What is in service then is left so."""
         async with asyncio.TaskGroup() as self._group:
             while True:
-                self._wake.clear()
                 self._look()
+                self._wake.clear()
                 await self._catch_up()
                 await self._nap()
 

@@ -247,6 +247,11 @@ def test_after_its_trial_it_is() -> None:
     assert (record.active, record.previous) == (C, B)
 
 
+def test_the_previous_version_is_not_on_trial_again() -> None:
+    record = after(ON_B, Wanted(A, downgrade=True), Fetched(), Admitted(), Kept(), Passed())
+    assert (record.active, record.previous, record.trial) == (A, B, None)
+
+
 def test_the_third_start_on_trial_goes_back_before_anything_starts() -> None:
     record = ON_B
     for _ in range(TRIAL_BOOTS - 1):
@@ -567,5 +572,5 @@ class Device(RuleBasedStateMachine):
         assert not record.trial or record.active
 
 
-Device.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Device.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestDevice = Device.TestCase
