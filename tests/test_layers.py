@@ -22,7 +22,7 @@ LAYERS = (
     {"console", "doctor"},
     {"app"},
     {"health", "summary", "source_process", "faults", "replay"},
-    {"zipper", "client", "source", "publisher", "fleet"},
+    {"zipper", "client", "source", "publisher", "control", "fleet"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
     {"config", "wire", "ipc", "device"},
