@@ -74,8 +74,6 @@ class Reports:
         start = f"{self._prefix}/"
         name, *about = topic.removeprefix(start).split("/") if topic.startswith(start) else ("",)
         try:
-            if not is_name(name):
-                raise PeerError(f"{topic}: not of a device")
             device = self._device(name)
             _take(device, about, payload)
             device.heard = heard if heard is not None else device.heard
@@ -91,6 +89,8 @@ class Reports:
         )
 
     def _device(self, name: str) -> Device:
+        if not is_name(name):
+            raise PeerError(f"{name!r} is no device")
         if name not in self._devices and len(self._devices) >= MAX_DEVICES:
             raise PeerError(f"over {MAX_DEVICES} devices")
         return self._devices.setdefault(name, Device(name))
