@@ -22,7 +22,7 @@ LAYERS = (
     {"console", "doctor"},
     {"app"},
     {"health", "summary", "source_process", "faults", "replay"},
-    {"zipper", "client", "source", "publisher"},
+    {"zipper", "client", "source", "publisher", "fleet"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
     {"config", "wire", "ipc", "device"},
@@ -51,6 +51,7 @@ NO_IO = [
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
     "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
+    "fleet.history",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]
