@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from securesystemslib.exceptions import Error as SignatureLibraryError
 from tuf.api.exceptions import RepositoryError
@@ -112,7 +112,7 @@ def parse(data: bytes, kind: type[Kind], path: Path) -> Metadata[Kind]:
         raise PeerError(f"{path}: not metadata of a fleet: {error}; bring it back from git or a backup") from error
     if not isinstance(parsed.signed, kind):
         raise PeerError(f"{path}: is {parsed.signed.type} metadata; bring the file back from git or a backup")
-    return cast("Metadata[Kind]", parsed)
+    return parsed
 
 
 def copied(metadata: Metadata[Kind]) -> Metadata[Kind]:
