@@ -3,9 +3,9 @@
 A key's file (``NAME.pem``, mode 0600) has three parts: how the passphrase is stretched, the public key, and the private
 key as encrypted PKCS#8. ``NAME.pub`` beside it is the public key alone, which may go anywhere.
 
-What `cryptography` writes as encrypted PKCS#8 is AES-256-CBC under a key that PBKDF2-HMAC-SHA256 derives in 2048 rounds.
-That is little against somebody who has the file and guesses. So the passphrase goes through scrypt first, which costs
-each guess 128 MiB of memory and some tenths of a second; what PKCS#8 is given is 256 bits that nobody guesses.
+What `cryptography` writes as encrypted PKCS#8 is AES-256-CBC under a key that PBKDF2-HMAC-SHA256 derives in 2048
+rounds. That is little against somebody who has the file and guesses. So the passphrase goes through scrypt first, which
+costs each guess 128 MiB of memory and some tenths of a second; what PKCS#8 is given is 256 bits that nobody guesses.
 """
 
 import re
@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
-from securesystemslib.signer import CryptoSigner, Key, SSlibKey
+from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from appliance.device.durable import write_durably
 from appliance.device.reading import open_plain
@@ -119,7 +119,7 @@ def open_key(file: KeyFile, passphrase: str) -> CryptoSigner:
         private = load_pem_private_key(text[begin:].encode(), password)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise WrongPassphraseError(f"{file.path}: the passphrase does not open this key") from error
-    if not isinstance(private, Ed25519PrivateKey) or private.public_key() != file.public._crypto_key():  # noqa: SLF001 - there is no public way
+    if not isinstance(private, Ed25519PrivateKey) or SSlibKey.from_crypto(private.public_key()) != file.public:
         raise ConfigError(f"{file.path}: its private and its public key are not a pair")
     return CryptoSigner(private, file.public)
 
@@ -129,9 +129,10 @@ def read_public(path: Path) -> SSlibKey:
     return _public_of(_text(path), path)
 
 
-def public_text(key: Key) -> str:
+def public_text(key: SSlibKey) -> str:
     """As in a ``.pub`` file."""
-    return str(key.keyval["public"])
+    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.keyval["public"]))
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def check_passphrase(passphrase: str) -> None:

@@ -24,8 +24,6 @@ METADATA = "metadata"
 PENDING = "metadata/pending"
 """Roles that lack a signature, or a place in the snapshot: nothing of it goes to devices."""
 TOP_LEVEL = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
-MAX_ROOTS = 255
-"""``tuf`` follows 256 root versions from the one that a device was given."""
 
 _ROOT_FILE = re.compile(r"([1-9][0-9]{0,3})\.root\.json")
 
