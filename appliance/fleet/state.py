@@ -7,6 +7,8 @@ operator must not sign what somebody else has put there.
 
 import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -115,9 +117,7 @@ def parse(data: bytes, kind: type[Kind], path: Path) -> Metadata[Kind]:
 
 def copied(metadata: Metadata[Kind]) -> Metadata[Kind]:
     """To be changed, with its signatures left behind."""
-    copy = Metadata[Kind].from_bytes(metadata.to_bytes())
-    copy.signatures.clear()
-    return copy
+    return Metadata(deepcopy(metadata.signed))
 
 
 def _roots(metadata: Path) -> dict[str, bytes]:
