@@ -51,7 +51,7 @@ NO_IO = [
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
     "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
-    "fleet.publication", "fleet.watching",
+    "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]

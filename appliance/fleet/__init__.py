@@ -1,1 +1,1 @@
-"""The operator's side of deployment: what is signed, how it gets to the broker, and what devices make of it."""
+"""The operator's side of a fleet: keys, signed metadata in a directory, and what goes from there to the broker."""
