@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import aiomqtt
 from paho.mqtt.reasoncodes import ReasonCode
@@ -25,7 +25,8 @@ MARKER_SECONDS = 1.0
 SETTLE_SECONDS = 30.0
 """… and for so long: it does not let us read."""
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
+U = TypeVar("U")
 Heard = Callable[[str, bytes], None]
 """(Topic, payload) of a message that came."""
 
@@ -50,7 +51,7 @@ class Session:
         )
         self._news = asyncio.Event()
         self._on_message: Heard = _nobody
-        self._on_acknowledged: Callable[[Hashable], None] = _nobody
+        self._on_acknowledged: Callable[[Any], None] = _nobody
         self._under_way = 0
         self._answers: dict[str, ReasonCode | None] = {}
         self._marker: tuple[str, bytes] | None = None
@@ -61,9 +62,7 @@ class Session:
         """Bytes of the largest message (:attr:`Message.size`) that the broker takes."""
         return self.link.max_packet
 
-    async def send(
-        self, messages: AsyncIterable[tuple[Message, Hashable]], on_acknowledged: Callable[[Hashable], None]
-    ) -> None:
+    async def send(self, messages: AsyncIterable[tuple[Message, T]], on_acknowledged: Callable[[T], None]) -> None:
         """Send in order, as many at a time as the broker takes. Returns when all are acknowledged.
 
         ``on_acknowledged`` gets what was given with each message.
@@ -162,9 +161,9 @@ async def connected(config: MqttConfig, source: str) -> AsyncIterator[Session]:
         ended, others = group.split(aiomqtt.MqttError)
         if others is not None:  # the body's own error goes before the end of the connection
             raise others.exceptions[0] if len(others.exceptions) == 1 else others from None
-        error = ended.exceptions[0] if ended is not None else aiomqtt.MqttError("ended")
-        assert isinstance(error, aiomqtt.MqttError)
-        raise _explained(error, endpoint, source) from error
+        cause = ended.exceptions[0] if ended is not None else None
+        assert isinstance(cause, aiomqtt.MqttError)
+        raise _explained(cause, endpoint, source) from cause
     finally:
         session.link.abort()
 
@@ -190,13 +189,13 @@ def _explained(error: aiomqtt.MqttError, endpoint: Endpoint, source: str) -> Pee
 
 
 async def persistently(
-    work: Callable[[Session], Awaitable[T]],
+    work: Callable[[Session], Awaitable[U]],
     config: MqttConfig,
     source: str,
     *,
     lost: Callable[[str], None],
     retry: Backoff | None = None,
-) -> T:
+) -> U:
     """``work`` on a connection, and again from its beginning on another, whenever the connection is lost.
 
     ``lost`` hears why. LostError where there is no first connection, or no other within ``GIVE_UP_SECONDS``.

@@ -130,10 +130,6 @@ class Held(msgspec.Struct, forbid_unknown_fields=True):
         elif not file.sure and not file.perhaps:
             del self.files[step.digest]
 
-    def agrees(self, metadata: Mapping[str, bytes]) -> bool:
-        """Whether the metadata that a broker was found to hold is what we think it holds."""
-        return self.metadata == {file: sha256(payload) for file, payload in metadata.items()}
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -211,6 +207,14 @@ class Survey:
                 pieces[piece[1]] = len(payload), sha256(payload)
         if max(len(self._metadata), len(self._pieces)) > MAX_HELD_FILES:
             raise PeerError(f"the broker holds over {MAX_HELD_FILES} files on {self._topics.root}: clear it by hand")
+
+    def confirms(self, held: Held) -> bool:
+        """Whether a ledger can be relied upon: nothing in it is doubtful, and its metadata is what the broker holds.
+
+        A broker that lost its memory holds other metadata than the ledger says. While a publication was under way it
+        may have lost pieces alone, so a ledger that something was begun by is doubtful.
+        """
+        return held.metadata == self._metadata and not any(file.perhaps for file in held.files.values())
 
     def incomplete(self, content: Mapping[str, int], chunk_bytes: int) -> tuple[str, ...]:
         """Files that the broker has not shown whole, by number of pieces."""
