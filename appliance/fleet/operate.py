@@ -18,7 +18,18 @@ from appliance.errors import ConfigError, PeerError
 from appliance.fleet.broker import Session, persistently
 from appliance.fleet.ledger import Ledger
 from appliance.fleet.log_lines import LogLine, log_lines
-from appliance.fleet.publication import ChunkStep, Held, MetadataStep, Needed, Plan, Step, Survey, plan
+from appliance.fleet.publication import (
+    TIMESTAMP,
+    ChunkStep,
+    Held,
+    MetadataStep,
+    Needed,
+    Plan,
+    Step,
+    Survey,
+    plan,
+    version_of,
+)
 from appliance.fleet.settings import SETTINGS_FILE, FleetSettings, mqtt_config
 from appliance.fleet.watching import Arrival, Device, Effective, Expected, Outcome, Reports, Row, outcome, rows
 from appliance.frame import is_name
@@ -75,6 +86,8 @@ async def synchronise(
 
     What was sent before is not sent again. Where the broker does not hold what the ledger says, when a connection was
     lost, or with ``sweep``, all that it holds is read back and mended. ConfigError or PeerError say what to do.
+
+    A directory that is older than what the broker holds is not sent, but for ``sweep``: devices would not take it.
     """
     needed = await asyncio.to_thread(lambda: Needed(fleet.metadata_files(), fleet.needed_content()))
     ledger = Ledger(fleet.directory, fleet.settings.mqtt.url, fleet.settings.topics.root)
@@ -84,7 +97,7 @@ async def synchronise(
         nonlocal doubtful
         known = None if doubtful else await asyncio.to_thread(ledger.read)
         doubtful = True  # for another connection: this one was lost, and perhaps the broker with all that it held
-        held = await _held(session, fleet, needed, known, display)
+        held = await _held(session, fleet, needed, known, display, any_age=sweep)
         await _publish(session, fleet, needed, held, ledger, display)
 
     await _persistently(fleet, once, display, retry)
@@ -95,6 +108,8 @@ async def _held(session: Session, fleet: SignedFleet, needed: Needed, known: Hel
     topics, chunk_bytes = fleet.settings.topics, fleet.settings.chunk_bytes
     survey = Survey(topics)
     await _read(session, topics.all_metadata, topics, survey.received)
+    if not any_age:
+        _check_age(survey, fleet, needed)
     if known is not None and survey.confirms(known):
         return known
     display.say("looking at what the broker holds")
@@ -102,6 +117,15 @@ async def _held(session: Session, fleet: SignedFleet, needed: Needed, known: Hel
     for digest in survey.incomplete(needed.content, chunk_bytes):  # a broker's queue may hold less than all chunks
         await _read(session, topics.chunks_of(digest), topics, survey.received)
     return await asyncio.to_thread(survey.held, needed.content, _reader(fleet), chunk_bytes)
+
+
+def _check_age(survey: Survey, fleet: SignedFleet, needed: Needed) -> None:
+    theirs, ours = version_of(survey.timestamp), version_of(needed.metadata.get(TIMESTAMP, b""))
+    if theirs > ours:
+        raise ConfigError(
+            f"{fleet.directory}: the broker has version {theirs} of this fleet's timestamp, and this directory {ours}: "
+            "`git pull`, or whoever signed the other sends it; `appliance fleet refresh --sweep` sends this one anyway"
+        )
 
 
 async def _read(session: Session, topic_filter: str, topics: FleetTopics, heard: Callable[[str, bytes], None]) -> None:

@@ -24,6 +24,8 @@ MAX_CHUNKS = MAX_FILE_BYTES // MIN_CHUNK_BYTES
 MAX_HELD_FILES = 4096
 """Files, and metadata files, that a broker may hold of one fleet."""
 
+TIMESTAMP = "timestamp.json"
+
 _VERSIONED = re.compile(r"(?:(\d+)\.)?(.+)\.json")
 _LAST = {"root": 0, "snapshot": 2, "timestamp": 3}
 """Place in the order by role; all others are targets, at 1."""
@@ -193,10 +195,13 @@ class Survey:
         self._topics = topics
         self._metadata: dict[str, str] = {}
         self._pieces: dict[str, dict[int, tuple[int, str]]] = {}
+        self.timestamp = b""
 
     def received(self, topic: str, payload: bytes) -> None:
         """One message; an empty one says that there is none. PeerError where it becomes too much."""
         if (file := self._topics.metadata_of(topic)) is not None:
+            if file == TIMESTAMP:
+                self.timestamp = payload
             self._metadata.pop(file, None)
             if payload:
                 self._metadata[file] = sha256(payload)
@@ -249,6 +254,22 @@ def _right(read: ReadPiece, digest: str, index: int, cut: int, length: int) -> t
 def count_of(length: int, chunk_bytes: int) -> int:
     """Pieces of a file: none of an empty one, which needs no fetching."""
     return -(-length // chunk_bytes)
+
+
+def version_of(metadata: bytes) -> int:
+    """The version that a metadata file says it has, unverified; 0 for what says none."""
+    try:
+        return msgspec.json.decode(metadata, type=_Metadata).signed.version
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 0
+
+
+class _Signed(msgspec.Struct, frozen=True):
+    version: int
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    signed: _Signed
 
 
 def sha256(payload: bytes) -> str:

@@ -102,6 +102,19 @@ async def test_a_sweep_mends_what_others_have_done_to_the_broker(fleet: SomeFlee
     assert await held(broker.port) == fleet.retained()
 
 
+async def test_a_directory_that_is_older_than_what_the_broker_holds_is_not_sent(
+    fleet: SomeFleet, broker: Mosquitto
+) -> None:
+    fleet.metadata["timestamp.json"] = b'{"signed":{"version":3}}'
+    await synchronise(fleet, Watcher())
+    fleet.metadata["timestamp.json"] = b'{"signed":{"version":2}}'
+    (fleet.directory / LEDGER_FILE).unlink()
+    with pytest.raises(ConfigError, match="the broker has version 3 .* this directory 2: `git pull`"):
+        await synchronise(fleet, Watcher())
+    await synchronise(fleet, Watcher(), sweep=True)
+    assert await held(broker.port) == fleet.retained()
+
+
 async def test_a_broker_that_has_forgotten_everything_is_told_again(fleet: SomeFleet, broker: Mosquitto) -> None:
     await synchronise(fleet, Watcher())
     broker.kill()
