@@ -103,7 +103,9 @@ async def synchronise(
     await _persistently(fleet, once, display, retry)
 
 
-async def _held(session: Session, fleet: SignedFleet, needed: Needed, known: Held | None, display: Display) -> Held:
+async def _held(
+    session: Session, fleet: SignedFleet, needed: Needed, known: Held | None, display: Display, *, any_age: bool
+) -> Held:
     """What the broker holds: as ``known``, if its metadata is what that says, else as it shows itself."""
     topics, chunk_bytes = fleet.settings.topics, fleet.settings.chunk_bytes
     survey = Survey(topics)

@@ -256,9 +256,10 @@ class Row:
     device: str
     seen: str
     """RFC 3339, UTC: when it last said that it is there."""
-    silent: bool
+    silence: str
+    """``silent for 2 h``; empty for a device that is there."""
     note: str
-    """About the device: that it is silent, or that it has no metadata that is in force."""
+    """About the device's metadata, where it is not current."""
     handler: str = ""
     desired: str = ""
     current: str = ""
@@ -277,8 +278,7 @@ def rows(devices: Iterable[Device], now: float) -> tuple[Row, ...]:
     for device in devices:
         since = silent_since(device, now)
         seen = device.report.at if device.report is not None else ""
-        note = "; ".join(filter(None, [silence(since, now) if since is not None else "", _metadata_note(device)]))
-        first = Row(device.name, seen, since is not None, note)
+        first = Row(device.name, seen, silence(since, now) if since is not None else "", _metadata_note(device))
         table += [_row(first, report) for _, report in sorted(device.handlers.items())] or [first]
     return tuple(table)
 
@@ -290,7 +290,7 @@ def _row(device: Row, report: HandlerReport) -> Row:
     return Row(
         device.device,
         device.seen,
-        device.silent,
+        device.silence,
         device.note,
         report.handler,
         version(report.desired),
