@@ -180,7 +180,7 @@ class Draft:
                 f"{waiting[0]}: a change of {role} waits for signatures; complete it with "
                 f"`appliance fleet sign {role}`, or drop it by removing the file"
             )
-        copy: AnyMetadata = copied(present)
+        copy = copied(present)
         copy.signed.version += 1
         copy.signed.expires = expiry_of(role, self.fleet.settings.expiry, self.now)
         self.roles[role] = copy
