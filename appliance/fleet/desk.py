@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
@@ -61,6 +62,15 @@ def create(directory: Path, settings: FleetSettings, keys: Mapping[str, NewKey],
 def key_files(name: str, key: NewKey) -> dict[str, bytes | None]:
     """By path in a fleet's directory."""
     return {f"{KEYS}/{name}{PRIVATE}": key.private, f"{KEYS}/{name}{PUBLIC}": public_text(key.public).encode()}
+
+
+def free_name(directory: Path, role: str) -> str:
+    """For a new key of a role: ``root-2``, where ``root`` is there."""
+    return next(
+        name
+        for name in chain([role], (f"{role}-{number}" for number in count(2)))
+        if not any((directory / KEYS / f"{name}{ending}").exists() for ending in (PRIVATE, PUBLIC))
+    )
 
 
 def _first_metadata(settings: FleetSettings, keys: Mapping[str, NewKey], now: datetime) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -45,8 +46,8 @@ PRIVATE_MODE = 0o600
 _HEADER = re.compile(r"appliance-key: scrypt (\d{1,2}) ([0-9a-f]{32})\n")
 _BEGIN_PRIVATE = "-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
-AskPassphrase = Callable[[Path], str]
-"""Gets the file of a key, gives its passphrase."""
+AskPassphrase = Callable[[Path, int], str | None]
+"""Gets the file of a key and how often its passphrase was wrong; gives one to try, or None where there is none."""
 
 
 class WrongPassphraseError(ConfigError):
@@ -93,9 +94,20 @@ class Keyring:
 
     def _signer(self, keyid: str) -> CryptoSigner:
         if keyid not in self._opened:
-            file = self.files[keyid]
-            self._opened[keyid] = open_key(file, self.ask(file.path))
+            self._opened[keyid] = self._open(self.files[keyid])
         return self._opened[keyid]
+
+    def _open(self, file: KeyFile) -> CryptoSigner:
+        wrong = ConfigError(f"{file.path}: there is no passphrase for this key")
+        for attempt in count():
+            passphrase = self.ask(file.path, attempt)
+            if passphrase is None:
+                break
+            try:
+                return open_key(file, passphrase)
+            except WrongPassphraseError as error:
+                wrong = error
+        raise wrong
 
 
 def keyring(directories: Iterable[Path], files: Iterable[Path], ask: AskPassphrase) -> Keyring:
