@@ -84,6 +84,11 @@ class Draft:
         signed.targets[target] = TargetFile(len(index), {"sha256": digest}, target)
         self.content |= {digest: index, **files}
 
+    def forget(self) -> None:
+        """Leave of the history what the next rollback needs: older versions may be gone now."""
+        history, wanted = self.fleet.history(), {path: self.fleet.desired(path) for path in self.fleet.targets()}
+        self.want(Wanted(wanted, history.shortened()))
+
     def remove_bundle(self, role: str, name: str, version: str) -> None:
         del self.role(role).targets[bundle_target(name, version)]
 
@@ -152,6 +157,15 @@ class Draft:
         del roles[developer]
         signed.delegations = _delegations(signed.delegations.keys if signed.delegations else {}, roles)
 
+    def revoke_key(self, developer: str, keyid: str, threshold: int | None) -> None:
+        """Take one of a developer's keys away."""
+        signed = self.targets()
+        signed.revoke_key(keyid, developer)
+        role = delegations_of(signed)[developer]
+        role.threshold = threshold or role.threshold
+        _check_threshold(developer, len(role.keyids), role.threshold)
+        self._sign_anew(developer)
+
     def _sign_anew(self, developer: str) -> None:
         """Where what the developer has signed would not hold with the new keys, it is there to be signed again."""
         present = self.fleet.state.delegated.get(developer)
@@ -180,7 +194,7 @@ class Draft:
                 f"{waiting[0]}: a change of {role} waits for signatures; complete it with "
                 f"`appliance fleet sign {role}`, or drop it by removing the file"
             )
-        copy: AnyMetadata = copied(present)
+        copy = copied(present)
         copy.signed.version += 1
         copy.signed.expires = expiry_of(role, self.fleet.settings.expiry, self.now)
         self.roles[role] = copy

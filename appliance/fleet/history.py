@@ -4,7 +4,7 @@ It is a target of its own, signed with what is desired and never sent anywhere: 
 rollback brings back.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -43,8 +43,11 @@ class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             for name, assignments in handlers.items():
                 yield name, assignments[-1]
 
-    def all(self) -> Mapping[str, dict[str, tuple[Assignment, ...]]]:
-        return self.before
+    def shortened(self) -> "History":
+        """The newest of each alone."""
+        return History(
+            before={path: {name: each[-1:] for name, each in of.items()} for path, of in self.before.items()}
+        )
 
 
 def encode_history(history: History) -> bytes:

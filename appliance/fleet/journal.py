@@ -7,7 +7,8 @@ are put in their places, which is done again by the next tool where this one is 
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,8 +50,10 @@ def is_undecided(directory: Path) -> bool:
     return (directory / _DECIDED).is_dir()
 
 
-def change(directory: Path, files: Mapping[str, bytes | None]) -> None:
+def change(directory: Path, files: Mapping[str, bytes | None], private: Collection[str] = ()) -> None:
     """Make files (paths relative to ``directory``) what is given, None removes; all or nothing.
+
+    ``private`` are those of them that only their owner may read.
 
     DeviceError where it cannot be written; nothing has changed then, or the next tool finishes it.
     """
@@ -60,7 +63,7 @@ def change(directory: Path, files: Mapping[str, bytes | None]) -> None:
         for path, data in files.items():
             place = begun / (path if data is not None else path + _REMOVE)
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(place, data or b"")
+            write_durably(place, data or b"", 0o600 if path in private else 0o644)
         for each in (begun, *(inner for inner in begun.rglob("*") if inner.is_dir())):
             sync(each)
         begun.rename(directory / _DECIDED)
@@ -79,7 +82,7 @@ def _put(directory: Path) -> None:
             place.with_name(place.name.removesuffix(_REMOVE)).unlink(missing_ok=True)
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(place, source.read_bytes())
+        write_durably(place, source.read_bytes(), stat.S_IMODE(source.stat().st_mode))
         for begun in place.parent.glob(f".{place.name}.*"):  # by a tool that was killed
             begun.unlink()
     finished = directory / _BEGUN  # by a rename: half a removed directory must not look like a change

@@ -10,8 +10,9 @@ costs each guess 128 MiB of memory and some tenths of a second; what PKCS#8 is g
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -40,12 +41,13 @@ SCRYPT_LOG_N = 17
 MAX_SCRYPT_LOG_N = 20
 """A file that asks for more memory than 1 GiB is refused."""
 PRIVATE, PUBLIC = ".pem", ".pub"
+PRIVATE_MODE = 0o600
 
 _HEADER = re.compile(r"appliance-key: scrypt (\d{1,2}) ([0-9a-f]{32})\n")
 _BEGIN_PRIVATE = "-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
-AskPassphrase = Callable[[Path], str]
-"""Gets the file of a key, gives its passphrase."""
+AskPassphrase = Callable[[Path, int], str | None]
+"""Gets the file of a key and how often its passphrase was wrong; gives one to try, or None where there is none."""
 
 
 class WrongPassphraseError(ConfigError):
@@ -60,13 +62,31 @@ class KeyFile:
     public: SSlibKey
 
 
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A pair that is in no file yet."""
+
+    private: bytes = field(repr=False)
+    """Content of ``NAME.pem``, encrypted."""
+    signer: CryptoSigner = field(repr=False)
+
+    @property
+    def public(self) -> SSlibKey:
+        return self.signer.public_key
+
+
 @dataclass(slots=True)
 class Keyring:
     """The private keys at hand, by key id. A key is opened when it has to sign, and once."""
 
-    files: Mapping[str, KeyFile]
+    files: dict[str, KeyFile]
     ask: AskPassphrase
     _opened: dict[str, CryptoSigner] = field(default_factory=dict)
+
+    def add(self, name: str, key: NewKey) -> None:
+        """A key that is made now."""
+        self.files[key.public.keyid] = KeyFile(Path(f"{name}{PRIVATE}"), key.public)
+        self._opened[key.public.keyid] = key.signer
 
     def signers(self, keyids: Iterable[str]) -> list[CryptoSigner]:
         """Of those keys that are at hand. ConfigError where a passphrase is wrong."""
@@ -74,9 +94,20 @@ class Keyring:
 
     def _signer(self, keyid: str) -> CryptoSigner:
         if keyid not in self._opened:
-            file = self.files[keyid]
-            self._opened[keyid] = open_key(file, self.ask(file.path))
+            self._opened[keyid] = self._open(self.files[keyid])
         return self._opened[keyid]
+
+    def _open(self, file: KeyFile) -> CryptoSigner:
+        wrong = ConfigError(f"{file.path}: there is no passphrase for this key")
+        for attempt in count():
+            passphrase = self.ask(file.path, attempt)
+            if passphrase is None:
+                break
+            try:
+                return open_key(file, passphrase)
+            except WrongPassphraseError as error:
+                wrong = error
+        raise wrong
 
 
 def keyring(directories: Iterable[Path], files: Iterable[Path], ask: AskPassphrase) -> Keyring:
@@ -86,26 +117,32 @@ def keyring(directories: Iterable[Path], files: Iterable[Path], ask: AskPassphra
     return Keyring({file.public.keyid: file for file in found}, ask)
 
 
+def make_key(passphrase: str) -> NewKey:
+    """ConfigError for a passphrase that is no protection."""
+    check_passphrase(passphrase)
+    private = Ed25519PrivateKey.generate()
+    salt = secrets.token_bytes(16)
+    password = _stretched(passphrase, salt, SCRYPT_LOG_N)
+    encrypted = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(password))
+    signer = CryptoSigner(private)
+    header = f"appliance-key: scrypt {SCRYPT_LOG_N} {salt.hex()}\n{public_text(signer.public_key)}"
+    return NewKey(header.encode() + encrypted, signer)
+
+
 def new_key(path: Path, passphrase: str) -> SSlibKey:
     """Make ``path`` (``NAME.pem``) and the public key beside it. ConfigError where it exists, or for the passphrase."""
-    check_passphrase(passphrase)
     if path.suffix != PRIVATE or not is_name(path.stem):
         raise ConfigError(f"{path}: a key's file is NAME{PRIVATE}, with a lower-case name of letters, digits, - and _")
     for each in (path, path.with_suffix(PUBLIC)):
         if each.exists():
             raise ConfigError(f"{each}: there is a key already; a key is never overwritten, choose another name")
-    private = Ed25519PrivateKey.generate()
-    salt = secrets.token_bytes(16)
-    password = _stretched(passphrase, salt, SCRYPT_LOG_N)
-    encrypted = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(password))
-    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    header = f"appliance-key: scrypt {SCRYPT_LOG_N} {salt.hex()}\n".encode()
+    key = make_key(passphrase)
     try:
-        write_durably(path.with_suffix(PUBLIC), public)
-        write_durably(path, header + public + encrypted, 0o600)
+        write_durably(path.with_suffix(PUBLIC), public_text(key.public).encode())
+        write_durably(path, key.private, PRIVATE_MODE)
     except OSError as error:
         raise DeviceError(f"{path}: the key cannot be written: {error.strerror}") from error
-    return _public_of(public.decode(), path)
+    return key.public
 
 
 def open_key(file: KeyFile, passphrase: str) -> CryptoSigner:

@@ -118,10 +118,14 @@ class Fleet:
 
     def bundle(self, name: str, assignment: Assignment) -> Bundle:
         """The index of a bundle, checked to be of that name and version."""
-        bundle = decode_bundle(self.read(assignment.digest, MAX_INDEX_BYTES))
+        bundle = self.index(assignment.digest)
         if (bundle.name, bundle.version) != (name, assignment.version):
             raise PeerError(f"{self.content(assignment.digest)}: is the index of {bundle.name} {bundle.version}")
         return bundle
+
+    def index(self, digest: str) -> Bundle:
+        """The index of a bundle by its digest."""
+        return decode_bundle(self.read(digest, MAX_INDEX_BYTES))
 
     def read(self, digest: str, limit: int) -> bytes:
         """A small file by its SHA-256, checked."""

@@ -9,11 +9,12 @@ from typing import Annotated
 
 import msgspec
 
-from appliance.config import MqttConfig, Name, Section
+from appliance.config import MqttConfig, Name, Section, check_prefix
 from appliance.deploy.fleet_topics import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, FleetTopics
 from appliance.device.durable import write_durably
 from appliance.device.reading import open_plain
 from appliance.errors import ConfigError
+from appliance.mqtt.endpoint import endpoint_of
 
 SETTINGS_FILE = "fleet.toml"
 MAX_SETTINGS_BYTES = 64 << 10
@@ -85,9 +86,17 @@ def load_settings(directory: Path) -> FleetSettings:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}; docs/fleet.md describes every key") from error
     try:
-        _ = settings.topics
+        return checked(settings)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def checked(settings: FleetSettings) -> FleetSettings:
+    """The same; ConfigError for what no single type shows."""
+    _ = settings.topics
+    check_prefix("mqtt.prefix", settings.mqtt.prefix)
+    if settings.mqtt.url:
+        endpoint_of(MqttConfig(url=settings.mqtt.url))
     return settings
 
 

@@ -8,7 +8,6 @@ these have signed.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import cast
 
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
@@ -119,11 +118,10 @@ def _decide(fleet: Fleet, roles: Mapping[str, AnyMetadata], keys: Keyring, sign:
     targets = cast("Metadata[Targets]", roles.get(Targets.type, state.targets))
     lacks: list[Missing] = []
     if Root.type in roles:
-        keyids = {*state.root.signed.roles[Root.type].keyids, *root.signed.roles[Root.type].keyids}
-        _sign(root, keyids if Root.type in sign else (), keys)
+        _sign(root, signers_of(fleet, roles, Root.type) if Root.type in sign else (), keys)
         lacks += _lacks_of_root(root, state.root.signed)
     if Targets.type in roles:
-        _sign(targets, root.signed.roles[Targets.type].keyids if Targets.type in sign else (), keys)
+        _sign(targets, signers_of(fleet, roles, Targets.type) if Targets.type in sign else (), keys)
     if lack := _lack(Targets.type, targets, root.signed):
         lacks.append(lack)
     core = {role: each for role, each in roles.items() if role in _CORE}
@@ -136,10 +134,10 @@ def _decide(fleet: Fleet, roles: Mapping[str, AnyMetadata], keys: Keyring, sign:
     for role, metadata in roles.items():
         if role in _CORE:
             continue
-        planned = draft.targets.signed if role in delegated else targets.signed
-        if role not in delegations_of(planned):
+        signers = signers_of(fleet, roles, role)
+        if not signers and role not in delegated:
             raise PeerError(f"{role} is no developer of this fleet any more; remove what waits in {PENDING} of it")
-        _sign(metadata, delegations_of(planned)[role].keyids if role in sign else (), keys)
+        _sign(metadata, signers if role in sign else (), keys)
         lack = _lack(role, metadata, draft.targets.signed) if role in delegated else None
         if lack or role not in delegated:
             draft.waiting[role] = metadata
@@ -197,6 +195,17 @@ def _files(fleet: Fleet, made: Made, draft: _Next) -> dict[str, bytes | None]:
                 if role != Root.type and path.name != name:
                     files[f"{METADATA}/{path.name}"] = None
     return files
+
+
+def signers_of(fleet: Fleet, roles: Mapping[str, AnyMetadata], role: str) -> frozenset[str]:
+    """Ids of the keys whose signature counts for a role, when ``roles`` come into force; empty for an unknown role."""
+    before = fleet.state.root.signed
+    root = cast("Metadata[Root]", roles.get(Root.type, fleet.state.root)).signed
+    if role in TOP_LEVEL:
+        return frozenset(root.roles[role].keyids) | frozenset(before.roles[role].keyids if role == Root.type else ())
+    targets = cast("Metadata[Targets]", roles.get(Targets.type, fleet.state.targets)).signed
+    delegation = delegations_of(targets).get(role)
+    return frozenset(delegation.keyids if delegation else ())
 
 
 def _check_bundles(fleet: Fleet, draft: _Next, roles: Mapping[str, AnyMetadata]) -> None:

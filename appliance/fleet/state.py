@@ -8,10 +8,9 @@ operator must not sign what somebody else has put there.
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from securesystemslib.exceptions import Error as SignatureLibraryError
 from tuf.api.exceptions import RepositoryError
@@ -30,6 +29,7 @@ TOP_LEVEL = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
 _ROOT_FILE = re.compile(r"([1-9][0-9]{0,3})\.root\.json")
 
 Kind = TypeVar("Kind", Root, Timestamp, Snapshot, Targets)
+AnyKind = TypeVar("AnyKind", bound=Metadata[Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +115,11 @@ def parse(data: bytes, kind: type[Kind], path: Path) -> Metadata[Kind]:
     return parsed
 
 
-def copied(metadata: Metadata[Kind]) -> Metadata[Kind]:
+def copied(metadata: AnyKind) -> AnyKind:
     """To be changed, with its signatures left behind."""
-    return Metadata(deepcopy(metadata.signed))
+    copy = deepcopy(metadata)
+    copy.signatures.clear()
+    return copy
 
 
 def _roots(metadata: Path) -> dict[str, bytes]:
