@@ -24,7 +24,7 @@ LAYERS = (
     {"deployer", "discovery", "telling", "remote"},
     {"rollout", "reload", "snapshot", "log_feed", "health", "summary", "source_process", "serving", "replay"},
     {"faults"},
-    {"zipper", "client", "source", "publisher", "control"},
+    {"zipper", "client", "source", "publisher", "control", "fleet"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
     {"config", "wire", "ipc", "device"},
@@ -59,6 +59,7 @@ NO_IO = [
     "sandbox.admission.rules", "sandbox.admission.verdict",
     "deploy.events", "deploy.machine", "deploy.record", "deploy.watch",
     "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
+    "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]
