@@ -21,7 +21,8 @@ LAYERS = (
     {"cli"},
     {"console", "doctor"},
     {"app"},
-    {"health", "summary", "source_process", "faults", "replay"},
+    {"remote"},
+    {"reload", "snapshot", "log_feed", "health", "summary", "source_process", "faults", "replay"},
     {"zipper", "client", "source", "publisher", "control", "fleet"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
@@ -40,7 +41,7 @@ ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 NO_IO = [
     "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health",
     "zipper.router", "zipper.core", "zipper.conversation", "zipper.access", "transport.flow",
-    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result",
+    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.requests",
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits", "sandbox.budget", "sandbox.quarantine",
     "sandbox.failure", "sandbox.capsule",
