@@ -24,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from appliance.console.plain import plain_console
 from appliance.fleet.log_lines import LogLine
 from appliance.fleet.operate import Display
 from appliance.fleet.watching import Arrival, Row, seconds_of, span
@@ -57,17 +58,18 @@ def fleet_display(console: Console) -> Iterator[Display]:
 
 
 class Lines:
-    """One line for everything that changes."""
+    """One line for everything that changes. What is said goes to standard error where the rest is JSON."""
 
     def __init__(self, console: Console, *, as_json: bool = False) -> None:
         """``as_json``: lines of logs are JSON objects."""
         self._console = console
         self._as_json = as_json
+        self._aside = plain_console(stderr=True) if as_json else console
         self._percent = -1
         self._shown: dict[str, tuple[str, ...]] = {}
 
     def say(self, text: str) -> None:
-        self._console.print(printable(text), soft_wrap=True)
+        self._aside.print(printable(text), soft_wrap=True)
 
     def sending(self, sent: int, total: int) -> None:
         percent = 100 * sent // total if total else 100
