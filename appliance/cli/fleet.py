@@ -150,9 +150,12 @@ def sign(role: str, yes: bool, directory: Path, key_paths: tuple[Path, ...], pas
 
 
 @fleet.command(short_help="Renew signatures, take in what waits, and send what the broker lacks.")
+@click.option("--sweep", is_flag=True, help="Look at all that the broker holds, and mend it.")
 @send_option
 @key_options
-def refresh(no_send: bool, directory: Path, key_paths: tuple[Path, ...], passphrase_file: Path | None) -> None:
+def refresh(
+    sweep: bool, no_send: bool, directory: Path, key_paths: tuple[Path, ...], passphrase_file: Path | None
+) -> None:
     """Sign the timestamp anew, and what else expires soon; take in what developers have signed; send it.
 
     The timestamp lasts 30 days (fleet.toml: expiry.timestamp): after that devices take nothing new, and say so. What
@@ -170,7 +173,7 @@ def refresh(no_send: bool, directory: Path, key_paths: tuple[Path, ...], passphr
             click.echo(f"{role} expires soon or waits, and no key at hand can renew it: add it with --key", err=True)
         tell(refreshed.settled)
     if not no_send:
-        send(directory)
+        send(directory, sweep=sweep)
 
 
 @fleet.command(short_help="Drop versions that nothing desires.")

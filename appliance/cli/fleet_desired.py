@@ -10,7 +10,6 @@ import click
 
 from appliance.cli.fleet_options import (
     Command,
-    Plain,
     desk,
     dry_run_option,
     key_options,
@@ -280,6 +279,8 @@ def _follow(
 
 def _wait(directory: Path, name: str, assignment: "Assignment | None", targets: Iterable[str], timeout: float) -> int:
     """The exit code of waiting until devices and groups run one assignment."""
+    from appliance.console.fleet import fleet_display  # noqa: PLC0415
+    from appliance.console.plain import plain_console  # noqa: PLC0415
     from appliance.fleet.operate import wait_for  # noqa: PLC0415
     from appliance.fleet.repository import Fleet  # noqa: PLC0415
     from appliance.fleet.watching import Expected  # noqa: PLC0415
@@ -292,5 +293,5 @@ def _wait(directory: Path, name: str, assignment: "Assignment | None", targets: 
         devices=frozenset(each for kind, each in named if kind == "devices"),
         groups=frozenset(each for kind, each in named if kind == "groups"),
     )
-    with clear_errors():
-        return asyncio.run(wait_for(Fleet.open(directory), expected, Plain(), timeout)).exit_code
+    with clear_errors(), fleet_display(plain_console(stderr=True)) as display:
+        return asyncio.run(wait_for(Fleet.open(directory), expected, display, timeout)).exit_code

@@ -155,8 +155,10 @@ def tell(settled: "Settled") -> None:
         raise SystemExit(EXIT_WAITS)
 
 
-def send(directory: Path) -> bool:
+def send(directory: Path, *, sweep: bool = False) -> bool:
     """Bring what is signed to the broker; False where the fleet has none. Called without the lock."""
+    from appliance.console.fleet import fleet_display  # noqa: PLC0415
+    from appliance.console.plain import plain_console  # noqa: PLC0415
     from appliance.fleet.operate import synchronise  # noqa: PLC0415
     from appliance.fleet.repository import Fleet  # noqa: PLC0415
 
@@ -166,24 +168,9 @@ def send(directory: Path) -> bool:
             click.echo("not sent: fleet.toml has no mqtt.url", err=True)
             return False
         try:
-            asyncio.run(synchronise(fleet, Plain()))
+            with fleet_display(plain_console(stderr=True)) as display:
+                asyncio.run(synchronise(fleet, display, sweep=sweep))
         except ApplianceError:
             click.echo("it is signed, but not sent; `appliance fleet refresh` sends it", err=True)
             raise
     return True
-
-
-class Plain:
-    """Lines on the error output."""
-
-    def say(self, text: str) -> None:
-        click.echo(text, err=True)
-
-    def sending(self, sent: int, total: int) -> None:
-        """Not shown."""
-
-    def devices(self, arrivals: Any) -> None:
-        """Not shown."""
-
-    def log_line(self, line: Any) -> None:
-        """Not shown."""

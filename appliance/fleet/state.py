@@ -99,8 +99,8 @@ def is_signed(metadata: Metadata[Kind], role: str, delegator: Root | Targets) ->
     return bool(delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures))
 
 
-def is_signed_root(metadata: Metadata[Root], before: Root) -> bool:
-    """A root is signed by enough keys of its own and of the root before it."""
+def is_signed_root(metadata: Metadata[Root], before: Root | None) -> bool:
+    """A root is signed by enough keys of its own and of the root before it, which the first has not."""
     data, signatures = metadata.signed_bytes, metadata.signatures
     return bool(metadata.signed.get_root_verification_result(before, data, signatures))
 
@@ -135,9 +135,8 @@ def _roots(metadata: Path) -> dict[str, bytes]:
         name = f"{version}.root.json"
         files[name] = _read(metadata / name)
         root = parse(files[name], Root, metadata / name)
-        delegator = before or root.signed
-        result = root.signed.get_root_verification_result(delegator, root.signed_bytes, root.signatures)
-        if root.signed.version != version or not result:
+        signed = root.signed.version == version and is_signed_root(root, before)
+        if not signed:
             raise PeerError(f"{metadata / name}: is not signed as root {version} must be; bring it back from git")
         before = root.signed
     return files
