@@ -65,7 +65,7 @@ class Lines:
         self._console = console
         self._as_json = as_json
         self._aside = plain_console(stderr=True) if as_json else console
-        self._percent = -1
+        self._percent = -STEP_PERCENT
         self._shown: dict[str, tuple[str, ...]] = {}
 
     def say(self, text: str) -> None:
@@ -145,7 +145,8 @@ class Screen:
         if self._task is not None:
             parts.append(self._progress)
         if self._arrivals:
-            parts.append(_arrivals(self._arrivals))
+            answered = sum(each.verdict != "waiting" for each in self._arrivals)
+            parts += [f"{answered} of {len(self._arrivals)} have answered", _arrivals(self._arrivals)]
         self._live.update(Group(*parts), refresh=True)
 
     def _draw_soon(self) -> None:
@@ -155,8 +156,9 @@ class Screen:
 
 
 def _arrivals(arrivals: Sequence[Arrival]) -> Table:
+    """What needs to be seen comes first: a screen has an end."""
     table = Table("device", "state", "version", "progress", "reason", box=None, padding=(0, 2))
-    for arrival in arrivals:
+    for arrival in sorted(arrivals, key=lambda each: ("failed", "waiting", "converged").index(each.verdict)):
         progress = arrival.progress
         bar: RenderableType = ""
         if progress is not None and progress.total > 0:
@@ -174,7 +176,7 @@ def show_status(rows: Sequence[Row], console: Console, now: float) -> None:
     cells = [_cells(row, now) for row in rows]
     if not console.is_terminal:
         for line in (COLUMNS, *cells):
-            console.print("\t".join(line), soft_wrap=True)
+            console.file.write("\t".join(line) + "\n")  # rich would make spaces of tabs
         return
     table = Table(*COLUMNS, box=None, padding=(0, 2, 0, 0))
     for row, (device, seen, *some, state, since, reason) in zip(rows, cells, strict=True):
