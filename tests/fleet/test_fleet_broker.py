@@ -18,11 +18,10 @@ from appliance.deploy.report import DeviceReport, HandlerReport, SlotReport, enc
 from appliance.errors import ConfigError, PeerError
 from appliance.fleet.broker import LostError
 from appliance.fleet.desk import create
-from appliance.fleet.keys import make_key
+from appliance.fleet.keys import NewKey
 from appliance.fleet.ledger import LEDGER_FILE
 from appliance.fleet.operate import follow_logs, read_status, synchronise, wait_for
 from appliance.fleet.repository import Fleet
-from appliance.fleet.state import TOP_LEVEL
 from appliance.fleet.watching import Expected
 
 MODEL = random.Random(1).randbytes(300_000)
@@ -86,15 +85,17 @@ async def test_the_broker_holds_what_is_needed_and_what_was_sent_is_not_sent_aga
     assert await held(broker.port) == fleet.retained()
 
 
-async def test_a_real_fleet_comes_to_the_broker(tmp_path: Path, broker: Mosquitto) -> None:
+async def test_a_real_fleet_comes_to_the_broker(
+    tmp_path: Path, broker: Mosquitto, role_keys: dict[str, NewKey]
+) -> None:
     directory, some = tmp_path / "plant", settings(broker.url)
     now = datetime.now(UTC)
-    await asyncio.to_thread(create, directory, some, {role: make_key("a passphrase") for role in TOP_LEVEL}, now)
+    await asyncio.to_thread(create, directory, some, role_keys, now)
     fleet = Fleet.open(directory)
     await synchronise(fleet, Watcher())
     files = {some.topics.metadata(file): payload for file, payload in fleet.metadata_files().items()}
     assert await held(broker.port) == files
-    assert len(files) == len(TOP_LEVEL)
+    assert len(files) == len(role_keys)
 
 
 async def test_a_ledger_that_is_lost_or_damaged_costs_nothing_but_a_look(fleet: SomeFleet, broker: Mosquitto) -> None:

@@ -16,10 +16,9 @@ from appliance.cli import cli
 from appliance.console.fleet import Screen, fleet_display, show_status
 from appliance.deploy.report import Progress
 from appliance.fleet.desk import create
-from appliance.fleet.keys import make_key
+from appliance.fleet.keys import NewKey
 from appliance.fleet.log_lines import LogLine
 from appliance.fleet.settings import FleetMqtt, FleetSettings
-from appliance.fleet.state import TOP_LEVEL
 from appliance.fleet.watching import Arrival, Row, seconds_of
 
 HOSTILE = "\x1b[2J\r\n[red]bad"
@@ -101,12 +100,10 @@ def test_status_is_a_table(terminal: bool) -> None:
 
 
 @pytest.fixture
-def directory(tmp_path: Path, broker: Mosquitto) -> Path:
+def directory(tmp_path: Path, broker: Mosquitto, role_keys: dict[str, NewKey]) -> Path:
     """A fleet that is signed, and a device that has said something."""
     settings = FleetSettings(name="plant", mqtt=FleetMqtt(url=broker.url))
-    create(
-        tmp_path / "plant", settings, {role: make_key("a passphrase") for role in TOP_LEVEL}, dt.datetime.now(dt.UTC)
-    )
+    create(tmp_path / "plant", settings, role_keys, dt.datetime.now(dt.UTC))
     return tmp_path / "plant"
 
 
