@@ -10,6 +10,7 @@ import msgspec
 
 from appliance.cli.fleet_options import fleet_option
 from appliance.cli.options import EXIT_FAILURE, clear_errors
+from appliance.text import printable
 
 
 @click.command(short_help="What every device runs, and how it got there.")
@@ -43,7 +44,7 @@ def status(as_json: bool, timeout: float, directory: Path) -> None:
     with clear_errors():
         rows = asyncio.run(read_status(Fleet.open(directory), timeout))
     if as_json:
-        click.echo(msgspec.json.encode(rows).decode())
+        click.echo(printable(msgspec.json.encode(rows).decode()))
     elif rows:
         show_status(rows, plain_console(stderr=False), time.time())
     else:

@@ -86,7 +86,7 @@ class Lines:
 
     def log_line(self, line: LogLine) -> None:
         if self._as_json:
-            self._console.print(msgspec.json.encode(line).decode(), soft_wrap=True)
+            self._console.print(printable(msgspec.json.encode(line).decode()), soft_wrap=True)
         else:
             self.say(_log_text(line))
 

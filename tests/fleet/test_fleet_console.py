@@ -13,7 +13,7 @@ from rich.console import Console
 from test_fleet_broker import AT, device, parts, say
 
 from appliance.cli import cli
-from appliance.console.fleet import Screen, fleet_display, show_status
+from appliance.console.fleet import Lines, Screen, fleet_display, show_status
 from appliance.deploy.report import Progress
 from appliance.fleet.desk import create
 from appliance.fleet.keys import NewKey
@@ -21,7 +21,7 @@ from appliance.fleet.log_lines import LogLine
 from appliance.fleet.settings import FleetMqtt, FleetSettings
 from appliance.fleet.watching import Arrival, Row, seconds_of
 
-HOSTILE = "\x1b[2J\r\n[red]bad"
+HOSTILE = "\x1b[2J\r\n\x9b[red]bad"
 FETCHING = Arrival("a", "waiting", "fetching", "1.0.0", "", Progress(1, 4))
 
 
@@ -49,7 +49,17 @@ def test_lines_come_when_something_has_changed() -> None:
     lines = text(some).splitlines()
     assert lines[0] == "sent 0 bytes of 1.0 kB"
     assert lines[10] == "sent 1.0 kB of 1.0 kB"
-    assert lines[11:] == ["a  fetching  1.0.0", "b  silent", "a  refused  1.0.0   [2J  [red]bad", "done"]
+    assert lines[11:] == ["a  fetching  1.0.0", "b  silent", "a  refused  1.0.0   [2J   [red]bad", "done"]
+
+
+def test_lines_of_logs_are_text_or_json() -> None:
+    line = LogLine("a", AT, "error", "zipper", HOSTILE)
+    as_text, as_json = console(terminal=False), console(terminal=False)
+    Lines(as_text).log_line(line)
+    Lines(as_json, as_json=True).log_line(line)
+    assert text(as_text) == f"{AT} a error   zipper:  [2J   [red]bad\n"
+    assert json.loads(text(as_json))["text"] == HOSTILE.replace("\x9b", " ")
+    assert text(as_json).isascii()
 
 
 def test_nothing_to_send_is_not_told() -> None:

@@ -13,6 +13,8 @@ from appliance.deploy.report import DeviceReport, HandlerReport, HandlerState, P
 from appliance.fleet.log_lines import LogLine, log_lines
 from appliance.fleet.watching import (
     MAX_DEVICES,
+    MAX_HANDLERS,
+    MAX_STATUS_BYTES,
     SILENT_SECONDS,
     Arrival,
     Device,
@@ -106,6 +108,20 @@ def test_nothing_that_comes_does_any_harm(messages: list[tuple[list[str], bytes]
 
 
 topics_of_names = {"appliance", "deployment", "status", "parts"}
+
+
+def test_handlers_of_a_device_are_bounded_and_reports_are_of_their_topic() -> None:
+    reports = Reports("appliance", "plant")
+    reports.received("appliance/box/deployment", encode_report(report()))
+    for number in range(MAX_HANDLERS + 5):
+        name = f"parts-{number}"
+        some = msgspec.structs.replace(parts("active"), handler=name)
+        reports.received(f"appliance/box/deployment/{name}", encode_report(some))
+    assert reports.nonsense == 5
+    assert len(reports.devices()[0].handlers) == MAX_HANDLERS
+    reports.received("appliance/box/deployment/parts-1", encode_report(parts("active")))
+    reports.received("appliance/box/status", b"x" * (MAX_STATUS_BYTES + 1))
+    assert reports.nonsense == 7
 
 
 def test_devices_are_bounded() -> None:
