@@ -190,5 +190,6 @@ def _cells(row: Row, now: float) -> tuple[str, ...]:
     since = f"{span(now - seconds_of(row.since))} ago" if row.since else ""
     seen = row.silence or f"{span(now - seconds_of(row.seen))} ago"
     reason = "; ".join(filter(None, (row.note, row.reason)))
-    cells = (row.device, seen, row.handler, row.desired, row.current, row.previous, row.state, since, reason)
+    state = f"{row.state}, on trial" if row.trial else row.state
+    cells = (row.device, seen, row.handler, row.desired, row.current, row.previous, state, since, reason)
     return tuple(printable(cell) or "-" for cell in cells)

@@ -16,7 +16,7 @@ from signed_fleet import SomeFleet, Watcher
 
 from appliance.config import Config
 from appliance.deploy.report import REPORT_SECONDS
-from appliance.fleet.operate import synchronise
+from appliance.fleet.operate import PATIENCE_SECONDS, synchronise
 from appliance.fleet.settings import FleetSettings
 from appliance.fleet.watching import SILENT_SECONDS
 from appliance.mqtt.endpoint import endpoint_of, tls_context
@@ -166,3 +166,4 @@ def test_numbers_on_the_page_are_those_of_the_code() -> None:
     assert f"max_packet_size {MAX_PACKET_BYTES}\n" in SECTION
     assert SILENT_SECONDS == 3 * REPORT_SECONDS == 180
     assert "has said nothing for 3 minutes" in SECTION
+    assert f"are given {PATIENCE_SECONDS:.0f} s when all others have answered" in SECTION

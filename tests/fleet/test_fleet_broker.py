@@ -18,6 +18,7 @@ from appliance.deploy.desired import Assignment, Desired
 from appliance.deploy.report import DeviceReport, HandlerReport, SlotReport, encode_report
 from appliance.errors import ConfigError, DeviceError, PeerError
 from appliance.fleet import broker as operators_broker
+from appliance.fleet import operate
 from appliance.fleet.broker import LostError
 from appliance.fleet.desk import create
 from appliance.fleet.keys import NewKey
@@ -359,6 +360,19 @@ async def test_one_that_refuses_and_one_that_does_not_answer_make_the_exit_code(
     failed = await wait_for(watched, EXPECTED, Watcher(), PATIENCE, wall=lambda: NOW)
     assert failed.exit_code == 1
     assert failed.arrivals[1].reason == "3 faults in a row"
+
+
+async def test_devices_that_are_not_there_are_not_waited_for_as_long_as_others(
+    watched: SomeFleet, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operate, "PATIENCE_SECONDS", 0.0)
+    lost = ("appliance/b/status", b'{"state":"lost"}')
+    async with asyncio.timeout(PATIENCE):
+        nobody = await wait_for(watched, EXPECTED, Watcher(), 1000.0, wall=lambda: NOW)
+        await say(broker.port, [device("a", ("line",)), parts("a", "active"), device("b", ("line",)), lost])
+        silent = await wait_for(watched, EXPECTED, Watcher(), 1000.0, wall=lambda: NOW)
+    assert (nobody.arrivals, nobody.exit_code) == ((), 4)
+    assert ([each.state for each in silent.arrivals], silent.exit_code) == (["active", "silent"], 4)
 
 
 async def test_waiting_goes_on_over_a_lost_connection(watched: SomeFleet, broker: Mosquitto) -> None:

@@ -90,7 +90,7 @@ def test_a_screen_shows_what_is_sent_and_where_each_device_is() -> None:
 
 
 ROWS = (
-    Row("a", AT, "", "", "parts", "2.0.0", "1.0.0", "0.9.0", "1" * 64, "canary", AT, HOSTILE),
+    Row("a", AT, "", "", "parts", "2.0.0", "1.0.0", "0.9.0", "1" * 64, "active", True, AT, HOSTILE),
     Row("b", AT, "silent for 2 h", "metadata stale since then", state="", reason=""),
 )
 
@@ -101,7 +101,7 @@ def test_status_is_a_table(terminal: bool) -> None:
     show_status(ROWS, some, seconds_of(AT) + 90)
     head, first, second = (" ".join(line.split()) for line in text(some).splitlines())
     assert head == "device seen handler desired current previous state since reason"
-    assert first == "a 2 min ago parts 2.0.0 1.0.0 0.9.0 canary 2 min ago [2J [red]bad"
+    assert first == "a 2 min ago parts 2.0.0 1.0.0 0.9.0 active, on trial 2 min ago [2J [red]bad"
     assert second == "b silent for 2 h - - - - - - metadata stale since then"
     assert ("\t" in text(some)) is not terminal
 

@@ -234,6 +234,16 @@ def test_the_exit_code_says_the_worst_that_is_certain(verdicts: list[str]) -> No
     assert found.settled == bool(verdicts and "waiting" not in verdicts)
 
 
+@pytest.mark.parametrize(
+    ("states", "only"),
+    [((), True), (("active", "silent"), True), (("silent", "fetching"), False), (("refused",), True)],
+)
+def test_whether_anybody_is_left_who_is_there(states: tuple[str, ...], only: bool) -> None:
+    verdicts = {"active": "converged", "refused": "failed"}
+    arrivals = (Arrival("box", verdicts.get(state, "waiting"), state) for state in states)  # type: ignore[arg-type]
+    assert Outcome(tuple(arrivals)).only_silent is only
+
+
 # --- status and logs --------------------------------------------------------------------------------------------
 
 
@@ -244,7 +254,7 @@ def test_a_row_for_each_handler_and_one_for_a_device_without_any() -> None:
         ("box", "parts", "2.0.0", "2.0.0", "1.0.0"),
         ("c", "", "", "", ""),
     ]
-    assert table[0].state == "active, on trial"
+    assert (table[0].state, table[0].trial) == ("active", True)
     assert table[0].digest == NEW.digest
     assert table[1].note == f"metadata stale since {AT}: refresh it"
 
