@@ -14,7 +14,7 @@ from appliance.device.durable import write_durably
 from appliance.errors import ConfigError, DeviceError
 from appliance.fleet.assignments import Wanted
 from appliance.fleet.draft import AnyMetadata, Draft, expiry_of
-from appliance.fleet.journal import LOCK_FILE, change, locked
+from appliance.fleet.journal import LOCK_FILE, change, is_undecided, locked
 from appliance.fleet.keys import PRIVATE, PUBLIC, Keyring, NewKey, public_text
 from appliance.fleet.repository import KEYS, TARGETS, Fleet
 from appliance.fleet.settings import SETTINGS_FILE, FleetSettings, encode_settings, load_settings
@@ -32,8 +32,11 @@ published.json
 @contextmanager
 def opened(directory: Path) -> Iterator[Fleet]:
     """A fleet to be changed. ConfigError where another tool is changing it."""
-    load_settings(directory)  # says so where it is no fleet's directory, before a lock is made in it
+    if not is_undecided(directory):
+        load_settings(directory)  # says so where it is no fleet's directory, before a lock is made in it
     with locked(directory):
+        for begun in (directory / TARGETS).glob(".*"):  # by a tool that was killed
+            begun.unlink()
         yield Fleet.open(directory)
 
 
@@ -99,7 +102,7 @@ def _first_metadata(settings: FleetSettings, keys: Mapping[str, NewKey], now: da
 def carry_out(draft: Draft, keys: Keyring, new_keys: Mapping[str, NewKey] | None = None) -> Settled:
     """Sign a draft and write it: the files its targets name first, then all metadata as one change."""
     fleet = draft.fleet
-    settled = settle(fleet, draft.roles, keys, draft.now, sign=draft.roles.keys())
+    settled = settle(fleet, draft.roles, keys, draft.now, sign=draft.roles.keys(), fresh=draft.content.keys())
     _write(fleet.directory, draft.content, settled, new_keys or {})
     return settled
 

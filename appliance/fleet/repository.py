@@ -47,11 +47,10 @@ class Fleet:
     @classmethod
     def open(cls, directory: Path) -> "Fleet":
         """ConfigError or PeerError naming the file. Finishes first what a killed tool has begun."""
-        settings = load_settings(directory)
         if is_undecided(directory):
             with locked(directory):
                 pass
-        return cls(directory, settings, read_state(directory))
+        return cls(directory, load_settings(directory), read_state(directory))
 
     # --- what goes to devices -------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ new timestamp. Root and targets go together: a root that changes the targets' ke
 these have signed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
@@ -68,15 +68,16 @@ def settle(
     *,
     sign: Collection[str],
     renew: Collection[str] = (),
+    fresh: Collection[str] = (),
 ) -> Settled:
     """Sign the roles in ``sign`` with the keys at hand, and put in force what has enough signatures.
 
-    ``renew`` names snapshot or timestamp where they are wanted anew though no role has changed.
-    ConfigError where a file would be too large, or a key cannot be used; PeerError for a role that signs what it may
-    not.
+    ``renew`` names snapshot or timestamp where they are wanted anew though no role has changed; ``fresh`` are files by
+    SHA-256 that will be in the directory. ConfigError where a file would be too large, a file is missing or a key
+    cannot be used; PeerError for a role that signs what it may not.
     """
     draft = _decide(fleet, roles, keys, sign)
-    _check_bundles(fleet, draft, roles)
+    _check_bundles(fleet, draft, fresh)
     if not (draft.taken or renew):
         return Settled(_files(fleet, {}, draft), (), tuple(draft.missing))
     closing = _closing(fleet, draft, keys, now, renew)
@@ -208,27 +209,25 @@ def signers_of(fleet: Fleet, roles: Mapping[str, AnyMetadata], role: str) -> fro
     return frozenset(delegation.keyids if delegation else ())
 
 
-def _check_bundles(fleet: Fleet, draft: _Next, roles: Mapping[str, AnyMetadata]) -> None:
-    """A developer signs bundles under the developer's prefix, and they are in the directory. PeerError."""
+def _check_bundles(fleet: Fleet, draft: _Next, fresh: Collection[str]) -> None:
+    """A developer signs bundles under the developer's prefix, and their files are in the directory."""
     for role, delegation in delegations_of(draft.targets.signed).items():
-        if role not in draft.taken or role not in roles:
+        if role not in draft.taken:
             continue
         present = fleet.state.delegated.get(role)
         known = present.signed.targets if present else {}
         for path, file in cast("Metadata[Targets]", draft.taken[role]).signed.targets.items():
-            if known.get(path) != file:
-                _check_bundle(fleet, role, delegation.is_delegated_path, path, file)
+            if not (delegation.is_delegated_path(path) and path.endswith(".json")):
+                raise PeerError(f"{role} has signed {path}, which is not {role}'s to sign; nothing of it is taken")
+            if known.get(path) != file and file.hashes["sha256"] not in fresh:
+                _check_bundle(fleet, path, file)
 
 
-def _check_bundle(fleet: Fleet, role: str, may: Callable[[str], bool], path: str, file: TargetFile) -> None:
-    if not may(path) or not path.endswith(".json"):
-        raise PeerError(f"{role} has signed {path}, which is not {role}'s to sign; nothing of it is taken")
+def _check_bundle(fleet: Fleet, path: str, file: TargetFile) -> None:
     _, name, version = path.removesuffix(".json").split("/")
-    digest = file.hashes.get("sha256", "")
-    if (fleet.directory / "targets" / digest).is_file():
-        fleet.bundle(name, Assignment(version=version, digest=digest))
-    else:
-        raise PeerError(f"{role} has signed {path}, but its index targets/{digest} is not in the directory")
+    bundle = fleet.bundle(name, Assignment(version=version, digest=file.hashes["sha256"]))
+    for each in bundle.files.values():
+        fleet.content(each.sha256)
 
 
 def _sign(
