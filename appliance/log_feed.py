@@ -45,7 +45,8 @@ class LogFeed(logging.Handler):
         self._voice = voice
         self._topic = topics.log
         self._clock = clock
-        self._lines: deque[bytes] = deque()
+        self._lines: deque[tuple[bytes, int]] = deque()
+        """With the number of dropped lines that each tells of."""
         self._tokens = float(BURST)
         self._at = clock()
         self._untold = 0
@@ -73,12 +74,16 @@ class LogFeed(logging.Handler):
             return
         try:
             if not self._has_room():
-                self._drop()
+                self.dropped += 1
+                self._untold += 1
                 return
             line = _line(round(record.created * 1e9), record.levelname.lower(), unit_of(record.name), text_of(record))
-            self._lines.append(line)
-            if len(self._lines) == 1:
-                self._loop.call_soon_threadsafe(self._flush)
+            if self._untold:
+                told = _line(time.time_ns(), "warning", "log", f"event=log_dropped lines={self._untold}")
+                self._lines.append((told, self._untold))
+                self._untold = 0
+            self._lines.append((line, 0))
+            self._loop.call_soon_threadsafe(self._flush)
         except Exception:  # noqa: BLE001 - as all handlers of logging do: who logs shall not fail of it
             self.handleError(record)
 
@@ -86,22 +91,12 @@ class LogFeed(logging.Handler):
         self.acquire()  # other threads log
         try:
             while self._lines:
-                if self._untold and self._voice.say(self._message(self._told())):
-                    self._untold = 0
-                if not self._voice.say(self._message(self._lines.popleft())):
-                    self._drop()
+                line, told = self._lines.popleft()
+                if not self._voice.say(Message(self._topic, line, qos=0)):
+                    self.dropped += 0 if told else 1
+                    self._untold += told or 1
         finally:
             self.release()
-
-    def _told(self) -> bytes:
-        return _line(time.time_ns(), "warning", "log", f"event=log_dropped lines={self._untold}")
-
-    def _message(self, line: bytes) -> Message:
-        return Message(self._topic, line, qos=0)
-
-    def _drop(self) -> None:
-        self.dropped += 1
-        self._untold += 1
 
     def _has_room(self) -> bool:
         now = self._clock()

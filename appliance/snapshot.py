@@ -1,7 +1,7 @@
 """The next picture of a camera, for somebody who wants to see it.
 
-An observer that is there for one frame. The zipper decodes no picture: what must be made smaller, the process that
-decodes pixels for handlers does, and what it gives becomes a PNG.
+An observer that is there for one frame, and that nobody waits for. The zipper decodes no picture: what must be made
+smaller, the process that decodes pixels for handlers does, and what it gives becomes a PNG.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from appliance.frame import PICTURE_FORMATS
 from appliance.inference.messages import Crop
 from appliance.ipc.ring import FrameRef
 from appliance.zipper.core import Ticket, Zipper
+from appliance.zipper.router import MARK
 
 FRAME_SECONDS = 10.0
 """A camera that has given no picture for so long has none to show."""
@@ -65,7 +66,7 @@ class Snapshots:
         max_bytes = min(max_bytes, MAX_SNAPSHOT_BYTES)
         if max_bytes <= 2 * _PNG_OVERHEAD:
             raise ConfigError(f"the broker takes messages of {max_bytes} bytes only: too small for a picture")
-        name = f"snapshot {next(self._numbers)}"  # no handler can have a name with a space
+        name = f"snapshot{MARK}{next(self._numbers)}"
         taken: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
 
         def deliver(ticket: Ticket) -> None:
@@ -75,7 +76,7 @@ class Snapshots:
             else:
                 self._zipper.finished(name, ticket)
 
-        self._zipper.attach(name, self._tags(), 1, deliver, in_memory=True)
+        self._zipper.attach(name, self._tags(), 1, deliver, in_memory=True, shadow=True)  # no source waits for it
         try:
             async with asyncio.timeout(FRAME_SECONDS):
                 ticket = await taken
@@ -96,7 +97,7 @@ class Snapshots:
 def fitting(width: int, height: int, max_bytes: int) -> tuple[int, int]:
     """The size, in the same proportions, whose samples take at most ``max_bytes``, however badly they compress."""
     scale = min(1.0, sqrt(max_bytes / (height * (width * 3 + 1))))
-    fitted_height = max(1, int(height * scale))
+    fitted_height = max(1, min(int(height * scale), max_bytes // 4))  # a pixel and its row's filter fit at least
     return max(1, min(int(width * scale), (max_bytes // fitted_height - 1) // 3)), fitted_height
 
 

@@ -21,8 +21,9 @@ LAYERS = (
     {"cli"},
     {"console", "doctor"},
     {"app"},
-    {"remote"},
-    {"reload", "snapshot", "log_feed", "health", "summary", "source_process", "faults", "replay"},
+    {"discovery", "telling", "remote"},
+    {"reload", "snapshot", "log_feed", "health", "summary", "source_process", "serving", "replay"},
+    {"faults"},
     {"zipper", "client", "source", "publisher", "control", "fleet"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
@@ -39,9 +40,10 @@ ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 
 # fmt: off
 NO_IO = [
-    "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health",
+    "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health", "telling",
     "zipper.router", "zipper.core", "zipper.conversation", "zipper.access", "transport.flow",
-    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.requests",
+    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.statistics", "mqtt.requests",
+    "mqtt.homeassistant", "mqtt.ledger",
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits", "sandbox.budget", "sandbox.quarantine",
     "sandbox.failure", "sandbox.capsule",
@@ -51,7 +53,7 @@ NO_IO = [
     "sandbox.admission.binary", "sandbox.admission.bodies", "sandbox.admission.code", "sandbox.admission.growing",
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
-    "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
+    "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report", "deploy.watch",
     "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
