@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from interruptions import failing_disks, interrupted, steps_of
-from power_cuts import cuts, disk, unavailable
+from power_cuts import Cut, cuts, disk, unavailable
 from store_scenes import Scene, detector
 
 from appliance.deploy.fleet_topics import MIN_CHUNK_BYTES
@@ -59,12 +59,15 @@ def _finish(scene: Scene) -> None:
             file.finish()
 
 
-def _install(scene: Scene) -> None:
-    """A whole deployment: download, admit, keep, switch, and forget the old one."""
+def _install(scene: Scene, done: Callable[[str], object] = lambda _: None) -> None:
+    """A whole deployment: download, admit, keep, switch, and forget the old one. ``done`` hears what is promised."""
     scene.download(TWO)
+    done("downloaded")
     scene.store.stage(TWO.verified)
     scene.store.keep(TWO.verified)
+    done("kept")
     scene.store.write_record("detector", b"two")
+    done("switched")
     scene.store.collect(used=[("detector", TWO.digest)])
 
 
@@ -98,7 +101,7 @@ STRIDES = [7, pytest.param(1, marks=pytest.mark.slow)]
 @pytest.fixture
 def quick(tmp_path: Path) -> Iterator[Path]:
     """A directory in memory where there is one: what survives a process needs no disk."""
-    memory = Path("/dev/shm")  # noqa: S108 - only to look for it
+    memory = Path("/dev/shm")
     if not memory.is_dir():
         yield tmp_path
         return
@@ -211,15 +214,34 @@ def power_cuts(directory: Path, seed: int, count: int) -> None:
     stage = Stage(directory / "steps", _one_kept)
     stage.reset()
     steps = steps_of(lambda: _install(stage.scene))
+    told = directory / "told"
     with disk(directory) as drive:
         for cut in cuts(seed, count):
             scene = Scene(drive.path / "deploy")
             _one_kept(scene)
-            assert interrupted(partial(_install, scene), int(cut.share * steps), partial(drive.cut, cut)), cut
+            told.write_text("")
+            install = partial(_install, scene, partial(_tell, told))
+            assert interrupted(install, int(cut.share * steps), partial(drive.cut, cut)), cut
             drive.power_up()
             check_whole(scene)
             used = {b"one": ONE, b"two": TWO}[scene.store.read_record("detector") or b""]
             assert scene.store.slot("detector", used.digest) is not None, cut
+            check_promises(scene, told.read_text().split(), cut)
             _install(scene)
             assert scene.store.slot("detector", TWO.digest) is not None, cut
             shutil.rmtree(scene.path)
+
+
+def _tell(file: Path, what: str) -> None:
+    with file.open("a") as out:
+        out.write(f"{what}\n")
+
+
+def check_promises(scene: Scene, promised: list[str], cut: Cut) -> None:
+    """What had returned before the cut has lasted."""
+    if "downloaded" in promised:
+        assert all(scene.store.has(digest) for digest in TWO.digests), cut
+    if "kept" in promised:
+        assert scene.store.slot("detector", TWO.digest) is not None, cut
+    if "switched" in promised:
+        assert scene.store.read_record("detector") == b"two", cut
