@@ -197,14 +197,14 @@ def test_a_used_slot_is_never_harmed(quick: Path, stride: int) -> None:
         assert stage.scene.store.slot("detector", used.digest) is not None
 
 
-def test_after_a_power_cut_the_old_or_the_new_is_there_and_whole(tmp_path: Path) -> None:
+def test_after_a_power_cut_the_old_or_the_new_is_there_and_whole(quick: Path) -> None:
     """On a real ext4 that loses what was not flushed: ``power_cuts``."""
-    power_cuts(tmp_path, seed=1, count=25)
+    power_cuts(quick, seed=1, count=25)
 
 
 @pytest.mark.slow
-def test_after_many_power_cuts_the_old_or_the_new_is_there_and_whole(tmp_path: Path) -> None:
-    power_cuts(tmp_path, seed=2, count=400)
+def test_after_many_power_cuts_the_old_or_the_new_is_there_and_whole(quick: Path) -> None:
+    power_cuts(quick, seed=2, count=400)
 
 
 def power_cuts(directory: Path, seed: int, count: int) -> None:
