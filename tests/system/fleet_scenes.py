@@ -62,7 +62,7 @@ class Operator:
             (directory / file).write_bytes(data)
         (directory / "handler.toml").write_text(
             f'name = "{name}"\nversion = "{version}"\nobserves = [1]\nemits = [{{ tag = {TAG} }}]\n'
-            f'limits = {{ deadline_ms = 60, memory_mb = 1 }}\n'
+            f"limits = {{ deadline_ms = 60, memory_mb = 1 }}\n"
         )
         return directory
 
@@ -129,7 +129,9 @@ class FleetBox(Box):
 
     def states(self, handler: str) -> list[str]:
         """Every state that was reported, in order, each once at a time."""
-        found = [json.loads(each)["state"] for each in self.subscriber.states(f"{self.name}/deployment/{handler}") if each]
+        found = [
+            json.loads(each)["state"] for each in self.subscriber.states(f"{self.name}/deployment/{handler}") if each
+        ]
         return [state for state, before in zip(found, ["", *found], strict=False) if state != before]
 
     async def until_runs(self, handler: str, version: str) -> None:
