@@ -7,11 +7,10 @@ was begun is carried out all the same. Every change of who gets which frame happ
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from appliance.deploy.watch import Sample
+from appliance.deploy.watch import Sample, since
 from appliance.errors import ConfigError
 from appliance.faults import FaultKeeper
 from appliance.inference.broker import Broker
@@ -53,7 +52,8 @@ class Serving:
         self._admission = admission
         self._guest_models = guest_models
         self._faults = faults
-        self._on_crash = faults.crashed if capsules else _nothing
+        self.capsules = capsules
+        """Whether what guests fail on is kept; may be set at any time."""
         self._on_change = on_change
         self._live: dict[str, LocalHandler] = {}
         self._shadows: dict[str, LocalHandler] = {}
@@ -127,7 +127,11 @@ class Serving:
         if handler is None:
             return None
         now, begun = _sample(handler), self._begun.get(handler)
-        return now if begun is None else _since(begun, now)
+        return now if begun is None else since(now, begun)
+
+    def _crashed(self, crash: Crash) -> None:
+        if self.capsules:
+            self._faults.crashed(crash)
 
     # --- one handler's life ----------------------------------------------------------------------------------
 
@@ -144,7 +148,7 @@ class Serving:
             admission=self._admission,
             guest_models=self._guest_models,
             quarantined=quarantined,
-            on_crash=self._on_crash,
+            on_crash=self._crashed,
             state=dict(beside.guest_state) if beside is not None else None,
             shadow=shadow,
         )
@@ -200,18 +204,3 @@ def _sample(handler: LocalHandler) -> Sample:
         dropped=counters.dropped,
         reason=f"{last.kind}: {last.message}" if last is not None else "",
     )
-
-
-def _since(begun: Sample, now: Sample) -> Sample:
-    return replace(
-        now,
-        handled=now.handled - begun.handled,
-        faults=now.faults - begun.faults,
-        deadlines=now.deadlines - begun.deadlines,
-        offered=now.offered - begun.offered,
-        dropped=now.dropped - begun.dropped,
-    )
-
-
-def _nothing(_crash: Crash) -> None:
-    """The operator wants no capsules."""
