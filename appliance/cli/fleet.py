@@ -18,6 +18,7 @@ from appliance.cli.fleet_options import (
     tell,
     utc_now,
 )
+from appliance.cli.fleet_watch import logs, status
 from appliance.cli.options import clear_errors
 from appliance.errors import ConfigError
 
@@ -40,7 +41,7 @@ def fleet() -> None:
     """  # noqa: D301 - click wants the character \b
 
 
-for _command in (deploy, undeploy, rollback, key):
+for _command in (deploy, undeploy, rollback, status, logs, key):
     fleet.add_command(_command)
 
 

@@ -24,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from appliance.console.plain import plain_console
 from appliance.fleet.log_lines import LogLine
 from appliance.fleet.operate import Display
 from appliance.fleet.watching import Arrival, Row, seconds_of, span
@@ -57,17 +58,18 @@ def fleet_display(console: Console) -> Iterator[Display]:
 
 
 class Lines:
-    """One line for everything that changes."""
+    """One line for everything that changes. What is said goes to standard error where the rest is JSON."""
 
     def __init__(self, console: Console, *, as_json: bool = False) -> None:
         """``as_json``: lines of logs are JSON objects."""
         self._console = console
         self._as_json = as_json
-        self._percent = -1
+        self._aside = plain_console(stderr=True) if as_json else console
+        self._percent = -STEP_PERCENT
         self._shown: dict[str, tuple[str, ...]] = {}
 
     def say(self, text: str) -> None:
-        self._console.print(printable(text), soft_wrap=True)
+        self._aside.print(printable(text), soft_wrap=True)
 
     def sending(self, sent: int, total: int) -> None:
         percent = 100 * sent // total if total else 100
@@ -84,7 +86,7 @@ class Lines:
 
     def log_line(self, line: LogLine) -> None:
         if self._as_json:
-            self._console.print(msgspec.json.encode(line).decode(), soft_wrap=True)
+            self._console.print(printable(msgspec.json.encode(line).decode()), soft_wrap=True)
         else:
             self.say(_log_text(line))
 
@@ -143,7 +145,8 @@ class Screen:
         if self._task is not None:
             parts.append(self._progress)
         if self._arrivals:
-            parts.append(_arrivals(self._arrivals))
+            answered = sum(each.verdict != "waiting" for each in self._arrivals)
+            parts += [f"{answered} of {len(self._arrivals)} have answered", _arrivals(self._arrivals)]
         self._live.update(Group(*parts), refresh=True)
 
     def _draw_soon(self) -> None:
@@ -153,8 +156,9 @@ class Screen:
 
 
 def _arrivals(arrivals: Sequence[Arrival]) -> Table:
+    """What needs to be seen comes first: a screen has an end."""
     table = Table("device", "state", "version", "progress", "reason", box=None, padding=(0, 2))
-    for arrival in arrivals:
+    for arrival in sorted(arrivals, key=lambda each: ("failed", "waiting", "converged").index(each.verdict)):
         progress = arrival.progress
         bar: RenderableType = ""
         if progress is not None and progress.total > 0:
@@ -172,7 +176,7 @@ def show_status(rows: Sequence[Row], console: Console, now: float) -> None:
     cells = [_cells(row, now) for row in rows]
     if not console.is_terminal:
         for line in (COLUMNS, *cells):
-            console.print("\t".join(line), soft_wrap=True)
+            console.file.write("\t".join(line) + "\n")  # rich would make spaces of tabs
         return
     table = Table(*COLUMNS, box=None, padding=(0, 2, 0, 0))
     for row, (device, seen, *some, state, since, reason) in zip(rows, cells, strict=True):
@@ -186,5 +190,6 @@ def _cells(row: Row, now: float) -> tuple[str, ...]:
     since = f"{span(now - seconds_of(row.since))} ago" if row.since else ""
     seen = row.silence or f"{span(now - seconds_of(row.seen))} ago"
     reason = "; ".join(filter(None, (row.note, row.reason)))
-    cells = (row.device, seen, row.handler, row.desired, row.current, row.previous, row.state, since, reason)
+    state = f"{row.state}, on trial" if row.trial else row.state
+    cells = (row.device, seen, row.handler, row.desired, row.current, row.previous, state, since, reason)
     return tuple(printable(cell) or "-" for cell in cells)

@@ -87,8 +87,8 @@ def _screen(appliance: Appliance) -> Group:
         state = camera_document(source)["state"]
         cameras.add_row(name, state, str(counters.get("captured", 0)), str(source.received), str(dropped))
     handlers = Table("handler", "state", "handled", "dropped", "faults", "last result", box=None, padding=(0, 2))
-    for handler in appliance.handlers:
-        name, status = handler.spec.name, handler.status
+    for name, handler in appliance.serving.live.items():
+        status = handler.status
         last = appliance.last.get(name)
         observer = appliance.zipper.observers.get(name)
         handlers.add_row(

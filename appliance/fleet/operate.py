@@ -37,6 +37,8 @@ from appliance.mqtt.link import PUBLISH_OVERHEAD, Message
 
 LOOK_SECONDS = 0.25
 """Devices' reports are looked at so often."""
+PATIENCE_SECONDS = 15.0
+"""Devices that are not there are waited for so long when all others have answered: they may be starting."""
 STATUS_SECONDS = 30.0
 PIECE_BYTES = 1 << 20
 
@@ -221,17 +223,23 @@ async def wait_for(
     retry: Backoff | None = None,
     wall: Callable[[], float] = time.time,
 ) -> Outcome:
-    """Wait until every device has converged or failed, ``seconds`` at most; the outcome says how it went."""
+    """Wait until every device has converged or failed, ``seconds`` at most; the outcome says how it went.
+
+    Devices that are not there, or a group that nobody is in, are not waited for longer than ``PATIENCE_SECONDS``.
+    """
     effective = await asyncio.to_thread(_effective, fleet)
     last = Outcome(())
 
     async def once(session: Session) -> None:
         nonlocal last
         reports = await _reports(session, fleet, wall)
+        others_until = time.monotonic()
         while True:
             last = outcome(expected, reports.devices(), effective, wall())
             display.devices(last.arrivals)
-            if last.settled:
+            now = time.monotonic()
+            others_until = others_until if last.only_silent else now
+            if last.settled or now - others_until > PATIENCE_SECONDS:
                 return
             await asyncio.sleep(LOOK_SECONDS)
 

@@ -23,6 +23,8 @@ from appliance.errors import ConfigError, PeerError
 MAX_CHUNKS = MAX_FILE_BYTES // MIN_CHUNK_BYTES
 MAX_HELD_FILES = 4096
 """Files, and metadata files, that a broker may hold of one fleet."""
+MAX_PIECES = 1 << 20
+"""Pieces of all files together."""
 
 TIMESTAMP = "timestamp.json"
 
@@ -195,7 +197,9 @@ class Survey:
         self._topics = topics
         self._metadata: dict[str, str] = {}
         self._pieces: dict[str, dict[int, tuple[int, str]]] = {}
+        self._count = 0
         self.timestamp = b""
+        """The payload of the timestamp's topic."""
 
     def received(self, topic: str, payload: bytes) -> None:
         """One message; an empty one says that there is none. PeerError where it becomes too much."""
@@ -207,11 +211,15 @@ class Survey:
                 self._metadata[file] = sha256(payload)
         elif (piece := self._topics.chunk_of(topic)) is not None and piece[1] < MAX_CHUNKS:
             pieces = self._pieces.setdefault(piece[0], {})
+            self._count += (piece[1] not in pieces) if payload else -(piece[1] in pieces)
             pieces.pop(piece[1], None)
             if payload:
                 pieces[piece[1]] = len(payload), sha256(payload)
-        if max(len(self._metadata), len(self._pieces)) > MAX_HELD_FILES:
-            raise PeerError(f"the broker holds over {MAX_HELD_FILES} files on {self._topics.root}: clear it by hand")
+        if max(len(self._metadata), len(self._pieces)) > MAX_HELD_FILES or self._count > MAX_PIECES:
+            raise PeerError(
+                f"the broker holds more than {MAX_HELD_FILES} files or {MAX_PIECES} pieces of them on "
+                f"{self._topics.root}: clear it by hand"
+            )
 
     def confirms(self, held: Held) -> bool:
         """Whether a ledger can be relied upon: nothing in it is doubtful, and its metadata is what the broker holds.

@@ -186,6 +186,11 @@ class Outcome:
         return bool(self.arrivals) and all(each.verdict != "waiting" for each in self.arrivals)
 
     @property
+    def only_silent(self) -> bool:
+        """Nobody is left to wait for, but for devices that are not there."""
+        return all(each.verdict != "waiting" or each.state == "silent" for each in self.arrivals)
+
+    @property
     def exit_code(self) -> int:
         """0: all converged. 1: some refused or went back. 4: some have not answered, or there is nobody to answer."""
         if any(each.verdict == "failed" for each in self.arrivals):
@@ -267,6 +272,7 @@ class Row:
     digest: str = ""
     """Of what serves frames."""
     state: str = ""
+    trial: bool = False
     since: str = ""
     reason: str = ""
     progress: Progress | None = None
@@ -297,7 +303,8 @@ def _row(device: Row, report: HandlerReport) -> Row:
         version(report.current),
         version(report.previous),
         report.current.digest if report.current is not None else "",
-        f"{report.state}, on trial" if report.trial else report.state,
+        report.state,
+        report.trial,
         report.since,
         report.reason,
         report.progress,

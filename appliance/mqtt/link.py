@@ -226,13 +226,14 @@ class Link(aiomqtt.Client):
         finally:
             self.abort()
 
-    def _watch(self, *before: object) -> None:
+    def _watch(self, message_before: object = None, asked_before: object = None) -> None:
         """Once a while: what has waited longest for an answer must not be what it was before."""
         message = next(iter(self._unacknowledged.values()), None)
         asked = next(iter(self._asked.values()), None)
-        if any(each is not None and (each is message or each is asked) for each in before):
-            what = "acknowledged a message" if message in before else "answered a subscription"
-            self._end(PeerError(f"has not {what} for {PROGRESS_SECONDS:.0f} s"))
+        if message is not None and message is message_before:
+            self._end(PeerError(f"has not acknowledged a message for {PROGRESS_SECONDS:.0f} s"))
+        elif asked is not None and asked is asked_before:
+            self._end(PeerError(f"has not answered a subscription for {PROGRESS_SECONDS:.0f} s"))
         else:
             self._watching = self._loop.call_later(PROGRESS_SECONDS, self._watch, message, asked)
 

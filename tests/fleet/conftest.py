@@ -5,6 +5,9 @@ import pytest
 from mosquitto import BINARY, Mosquitto
 from signing_desk import Desk, Device, new_fleet
 
+from appliance.fleet.keys import NewKey, make_key
+from appliance.fleet.state import TOP_LEVEL
+
 
 @pytest.fixture(scope="session")
 def mosquitto_binary() -> str:
@@ -24,6 +27,12 @@ def broker(tmp_path: Path, mosquitto_binary: str) -> Iterator[Mosquitto]:
 def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Passphrases are stretched a little only."""
     monkeypatch.setattr("appliance.fleet.keys.SCRYPT_LOG_N", 4)
+
+
+@pytest.fixture
+def role_keys(quick_keys: None) -> dict[str, NewKey]:
+    """A key for each role of a fleet."""
+    return {role: make_key("a passphrase") for role in TOP_LEVEL}
 
 
 @pytest.fixture

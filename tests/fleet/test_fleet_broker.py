@@ -3,21 +3,29 @@
 import asyncio
 import random
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiomqtt
 import msgspec
 import pytest
 from mosquitto import PATIENCE, Mosquitto
+from scripted_broker import CONNACK, fake_broker, packet, says
 from signed_fleet import SomeFleet, Watcher, settings
 
 from appliance.backoff import Backoff
 from appliance.deploy.desired import Assignment, Desired
 from appliance.deploy.report import DeviceReport, HandlerReport, SlotReport, encode_report
-from appliance.errors import ConfigError, PeerError
+from appliance.errors import ConfigError, DeviceError, PeerError
+from appliance.fleet import broker as operators_broker
+from appliance.fleet import operate
 from appliance.fleet.broker import LostError
-from appliance.fleet.ledger import LEDGER_FILE
+from appliance.fleet.desk import create
+from appliance.fleet.keys import NewKey
+from appliance.fleet.ledger import LEDGER_FILE, MAX_BROKERS, Ledger
 from appliance.fleet.operate import follow_logs, read_status, synchronise, wait_for
+from appliance.fleet.publication import Held
+from appliance.fleet.repository import Fleet
 from appliance.fleet.watching import Expected
 
 MODEL = random.Random(1).randbytes(300_000)
@@ -79,6 +87,19 @@ async def test_the_broker_holds_what_is_needed_and_what_was_sent_is_not_sent_aga
     await synchronise(fleet, third)
     assert third.sent[-1][1] < 200, "the model is there"
     assert await held(broker.port) == fleet.retained()
+
+
+async def test_a_real_fleet_comes_to_the_broker(
+    tmp_path: Path, broker: Mosquitto, role_keys: dict[str, NewKey]
+) -> None:
+    directory, some = tmp_path / "plant", settings(broker.url)
+    now = datetime.now(UTC)
+    await asyncio.to_thread(create, directory, some, role_keys, now)
+    fleet = Fleet.open(directory)
+    await synchronise(fleet, Watcher())
+    files = {some.topics.metadata(file): payload for file, payload in fleet.metadata_files().items()}
+    assert await held(broker.port) == files
+    assert len(files) == len(role_keys)
 
 
 async def test_a_ledger_that_is_lost_or_damaged_costs_nothing_but_a_look(fleet: SomeFleet, broker: Mosquitto) -> None:
@@ -216,6 +237,77 @@ async def test_an_operator_who_may_not_is_told(tmp_path: Path, mosquitto_binary:
             await synchronise(fleet, Watcher())
 
 
+async def test_an_operator_who_may_not_read_is_told(
+    tmp_path: Path, mosquitto_binary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mosquitto lets everybody subscribe, and then shows nothing."""
+    monkeypatch.setattr(operators_broker, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(operators_broker, "MARKER_SECONDS", 0.05)
+    (tmp_path / "acl").write_text("topic write fleet/#\n")
+    rules = ("allow_anonymous true", f"acl_file {tmp_path / 'acl'}")
+    with Mosquitto(tmp_path / "broker", *rules) as broker:
+        fleet = SomeFleet(tmp_path, settings(broker.url))
+        fleet.sign(1)
+        with pytest.raises(PeerError, match=r"does not show fleet/plant/marker to us; check its access list"):
+            await synchronise(fleet, Watcher())
+
+
+async def test_a_subscription_that_is_refused_is_told(tmp_path: Path) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CONNACK)
+        request = await reader.read(1000)
+        writer.write(packet(0x90, request[2:4] + b"\0" + bytes([0x87])))
+        await reader.read(1000)
+
+    async with fake_broker([refuse]) as endpoint, asyncio.timeout(PATIENCE):
+        fleet = SomeFleet(tmp_path, settings(f"mqtt://{endpoint}"))
+        fleet.sign(1)
+        with pytest.raises(
+            PeerError, match=r"does not show fleet/plant/meta/\+: Not authorized; check its access list"
+        ):
+            await synchronise(fleet, Watcher())
+
+
+async def test_a_broker_that_never_comes_to_an_end_is_left(tmp_path: Path) -> None:
+    async with fake_broker([says(CONNACK)]) as endpoint, asyncio.timeout(PATIENCE):
+        with pytest.raises(PeerError, match=r"has not told all within 0 s"):
+            await read_status(SomeFleet(tmp_path, settings(f"mqtt://{endpoint}")), 0.2)
+
+
+async def test_a_login_that_is_refused_names_the_file_and_the_keys(tmp_path: Path) -> None:
+    refused = bytes.fromhex("2003008600")
+    async with fake_broker([says(refused)]) as endpoint, asyncio.timeout(PATIENCE):
+        fleet = SomeFleet(tmp_path, settings(f"mqtt://{endpoint}"))
+        with pytest.raises(PeerError, match=r"fleet\.toml: .* check mqtt\.username and mqtt\.password") as raised:
+            await read_status(fleet)
+    assert not isinstance(raised.value, LostError)
+
+
+async def test_a_broker_that_stays_away_is_given_up(
+    fleet: SomeFleet, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators_broker, "GIVE_UP_SECONDS", 0.1)
+
+    def kill(sent: int) -> None:
+        if sent:
+            broker.kill()
+
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(LostError):
+            await synchronise(fleet, Watcher(on_sending=kill), retry=soon())
+
+
+def test_a_ledger_knows_a_bounded_number_of_brokers(tmp_path: Path) -> None:
+    for number in range(MAX_BROKERS + 2):
+        Ledger(tmp_path, f"mqtt://{number}", "fleet/plant").write(Held(metadata={"x": str(number)}))
+    assert Ledger(tmp_path, "mqtt://0", "fleet/plant").read() is None
+    assert Ledger(tmp_path, f"mqtt://{MAX_BROKERS + 1}", "fleet/plant").read() == Held(
+        metadata={"x": str(MAX_BROKERS + 1)}
+    )
+    with pytest.raises(DeviceError, match="cannot be written"):
+        Ledger(tmp_path / "absent", "mqtt://0", "fleet/plant").write(Held())
+
+
 # --- devices ----------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +360,19 @@ async def test_one_that_refuses_and_one_that_does_not_answer_make_the_exit_code(
     failed = await wait_for(watched, EXPECTED, Watcher(), PATIENCE, wall=lambda: NOW)
     assert failed.exit_code == 1
     assert failed.arrivals[1].reason == "3 faults in a row"
+
+
+async def test_devices_that_are_not_there_are_not_waited_for_as_long_as_others(
+    watched: SomeFleet, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operate, "PATIENCE_SECONDS", 0.0)
+    lost = ("appliance/b/status", b'{"state":"lost"}')
+    async with asyncio.timeout(PATIENCE):
+        nobody = await wait_for(watched, EXPECTED, Watcher(), 1000.0, wall=lambda: NOW)
+        await say(broker.port, [device("a", ("line",)), parts("a", "active"), device("b", ("line",)), lost])
+        silent = await wait_for(watched, EXPECTED, Watcher(), 1000.0, wall=lambda: NOW)
+    assert (nobody.arrivals, nobody.exit_code) == ((), 4)
+    assert ([each.state for each in silent.arrivals], silent.exit_code) == (["active", "silent"], 4)
 
 
 async def test_waiting_goes_on_over_a_lost_connection(watched: SomeFleet, broker: Mosquitto) -> None:

@@ -5,7 +5,18 @@ import struct
 
 import pytest
 from mosquitto import PATIENCE, Mosquitto
-from test_client import CONNACK, Conversation, Listener, error_with, fake_broker, running, says
+from scripted_broker import (
+    CONNACK,
+    Conversation,
+    Listener,
+    error_with,
+    fake_broker,
+    packet,
+    publish,
+    read_packet,
+    running,
+    says,
+)
 
 from appliance.deploy.fleet_topics import MAX_CHUNK_BYTES, MAX_METADATA_BYTES, FleetTopics
 from appliance.mqtt.client import MAX_COMPLAINTS, MAX_FILTERS, Client
@@ -28,33 +39,6 @@ def endpoint_of(broker: Mosquitto) -> Endpoint:
 
 def tell(client: Client, topic: str, payload: bytes = b"x", *, retain: bool = False) -> None:
     client.send(Message(topic, payload, retain=retain), topic)
-
-
-def packet(kind: int, body: bytes) -> bytes:
-    """An MQTT packet, with its length."""
-    length, rest = b"", len(body)
-    while True:
-        rest, digit = divmod(rest, 128)
-        length += bytes((digit | (0x80 if rest else 0),))
-        if not rest:
-            return bytes((kind,)) + length + body
-
-
-def publish(topic: bytes, payload: bytes = b"x", *, qos: int = 0, number: int = 1, properties: bytes = b"") -> bytes:
-    number_bytes = struct.pack("!H", number) if qos else b""
-    head = struct.pack("!H", len(topic)) + topic + number_bytes
-    return packet(0x30 | qos << 1, head + packet(0, properties)[1:] + payload)
-
-
-async def read_packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    kind = (await reader.readexactly(1))[0]
-    length, factor = 0, 1
-    while True:
-        digit = (await reader.readexactly(1))[0]
-        length += (digit & 127) * factor
-        factor *= 128
-        if digit < 128:
-            return kind, await reader.readexactly(length)
 
 
 def answers(reason: int, asked: list[bytes], news: asyncio.Event, extra: int = 0) -> Conversation:
