@@ -43,3 +43,8 @@ def test_any_versions_have_an_order(a: str, b: str, c: str) -> None:
     assert (x < y) + (x == y) + (y < x) == 1
     if x < y and y < z:
         assert x < z
+
+
+def test_no_number_is_too_long_to_compare() -> None:
+    assert is_lower("9" * 4000 + ".0.0", "1" + "0" * 5000 + ".0.0")
+    assert Precedence("001.0.0") == Precedence("1.0.0")
