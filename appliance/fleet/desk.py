@@ -26,6 +26,7 @@ IGNORED = f"""# Private keys stay off git. Keep copies elsewhere: without the ro
 .change*/{KEYS}/*{PRIVATE}
 {LOCK_FILE}
 published.json
+broker-password
 """
 
 
