@@ -649,3 +649,56 @@ def test_what_strangers_have_written_steers_no_terminal(desk: Desk, acme: Path, 
     (pending / "1.a b.json").write_text("{}")
     (pending / source.name).unlink()
     assert "is not the file of a role" in desk.run("sign", "acme", "--yes", "--key", acme, code=1)
+
+
+def test_the_list_of_keys_shows_developers(desk: Desk, acme: Path, tmp_path: Path) -> None:
+    assert "acme  1 key signs  has signed nothing that counts  handlers acme-" in desk.run("key", "list")
+    desk.run("publish", handler(tmp_path, "acme-count"), "--as", "acme", "--key", acme)
+    assert re.search(r"acme  1 key signs  until \d{4}-\d\d-\d\d  handlers acme-", desk.run("key", "list"))
+
+
+def test_who_signs_a_delegation_sees_it(desk: Desk, acme: Path) -> None:
+    second = desk.key("second")
+    desk.run("key", "add", "targets", second.with_suffix(".pub"), "--threshold", "2", "--no-send", "--key", second)
+    public = second.with_suffix(".pub")
+    desk.run("key", "delegate", "acme", "--prefix", "acme-", "--prefix", "a2-", "--public", public, "--no-send", code=3)
+    said = desk.run("sign", "targets", "--yes", "--key", second)
+    assert f"developer acme: handlers acme-, a2-, 1 key signs of {read_public(public).keyid[:12]}" in said
+
+
+def test_a_rollback_to_what_nobody_signs_any_more_is_refused(desk: Desk, acme: Path, tmp_path: Path) -> None:
+    for version in ("1.0.0", "2.0.0"):
+        desk.run("publish", handler(tmp_path, "acme-count", version), "--as", "acme", "--key", acme)
+        desk.run("deploy", "acme-count", *ALL)
+    desk.run("key", "revoke", "acme", "--no-send")
+    assert "is not signed any more" in desk.run("rollback", "acme-count", *ALL, code=2)
+    desk.run("undeploy", "acme-count", *ALL)
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path, quick_keys: None) -> None:
+    (tmp_path / "file").touch()
+    desk = Desk(tmp_path / "file" / "shops")
+    assert "cannot be made" in desk.run("init", desk.directory, "--name", "shops", code=1)
+
+
+def test_an_index_of_another_handler_is_not_believed(desk: Desk, tmp_path: Path) -> None:
+    desk.run("deploy", handler(tmp_path), *ALL)
+    fleet = desk.fleet()
+    assignment = fleet.desired("groups/all.json").handlers["motion"]
+    assert assignment is not None
+    with pytest.raises(PeerError, match=r"is the index of motion 1\.0\.0"):
+        fleet.bundle("other", assignment)
+
+
+def test_a_file_that_changes_while_it_is_published_is_noticed(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = handler(tmp_path)
+
+    async def change(_: Path) -> None:
+        with (directory / "handler.toml").open("a") as file:
+            file.write("# changed\n")
+
+    monkeypatch.setattr("appliance.fleet.checks.check_module", change)
+    assert "has changed while it was published" in desk.run("publish", directory, code=2)
+    assert list(desk.fleet().bundles()) == []
