@@ -59,7 +59,7 @@ NO_IO = [
     "sandbox.admission.rules", "sandbox.admission.verdict",
     "deploy.events", "deploy.machine", "deploy.record", "deploy.watch",
     "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
-    "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
+    "deploy.versions", "fleet.assignments", "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]
