@@ -275,14 +275,15 @@ async def test_a_defect_ends_the_body(broker: Mosquitto, monkeypatch: pytest.Mon
 
     async def until_broken() -> None:
         async with box.control, box.remote:
-            while not box.control.connection.connected:
-                await asyncio.sleep(0.01)
-            await tell(broker, "restart", b'{"handler":"parts"}', ResponseTopic=f"{TOPICS.root}/response/x")
             await asyncio.Event().wait()
 
+    body = asyncio.create_task(until_broken())
+    while not box.control.connection.connected:
+        await asyncio.sleep(0.01)
+    await tell(broker, "restart", b'{"handler":"parts"}', ResponseTopic=f"{TOPICS.root}/response/x")
     with pytest.raises(ExceptionGroup) as raised:
         async with asyncio.timeout(PATIENCE):
-            await until_broken()
+            await body
     assert raised.group_contains(ZeroDivisionError)
 
 
