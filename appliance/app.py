@@ -150,9 +150,10 @@ class Appliance:
             self._broker_process = await stack.enter_async_context(PrivateBroker(self._state.broker))
             self.broker_url = self._broker_process.url
         mqtt = msgspec.structs.replace(config.mqtt, url=self.broker_url)
+        self.control = Control(mqtt, self.device)
         self.publisher = Publisher(mqtt, self.device, self._state.spool, extra=self._counters)
         await stack.enter_async_context(self.publisher)
-        self.control = await stack.enter_async_context(Control(mqtt, self.device))
+        await stack.enter_async_context(self.control)
         self._log_feed = stack.enter_context(LogFeed(self.control, self.publisher.topics, mqtt.log_level))
         self._telling = Telling(self.publisher.topics, self.publisher.set_retained, self._clear_retained)
         ring = stack.enter_context(RingWriter(config.zipper.ring_mb << 20))
@@ -209,7 +210,7 @@ class Appliance:
         self._config = config
         self._levels.set_base(config.log.level)
         self._log_feed.set_level(config.mqtt.log_level)
-        self._remote.commands = frozenset(config.mqtt.commands)
+        self._remote.allow(config.mqtt.commands)
         self.serving.capsules = config.device.capsules
 
     async def _keep_reloading(self) -> None:
@@ -351,6 +352,12 @@ class Appliance:
             "received": self.zipper.totals.received,
             "dropped": self.dropped(),
             "memory_kb": self.memory_kb,
+            "control": {
+                "connected": self.control.connection.connected,
+                "reconnects": self.control.connection.reconnects,
+                "refused": self.control.connection.refused,
+                "dropped": self.control.dropped,
+            },
         }
 
 

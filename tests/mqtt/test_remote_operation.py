@@ -149,10 +149,19 @@ async def test_answers_say_what_was_done_or_what_is_wrong(box: Box, broker: Mosq
 
 
 async def test_what_the_configuration_does_not_list_is_not_done(box: Box, broker: Mosquitto) -> None:
-    box.remote.commands = frozenset({"log"})
+    box.remote.allow(["log"])
     assert "mqtt.commands" in (await ask(broker, "reload", {}))["error"]
     assert "mqtt.commands" in (await ask(broker, "shutdown", {}))["error"]
     assert box.changes.calls == []
+
+
+async def test_where_nothing_is_allowed_nothing_is_heard(box: Box, broker: Mosquitto) -> None:
+    box.remote.allow([])
+    assert box.control._listeners == {}
+    await tell(broker, "reload", b"{}", ResponseTopic=f"{TOPICS.root}/response/x")
+    box.remote.allow(["restart"])
+    assert (await ask(broker, "restart", {"handler": "parts"}))["ok"]
+    assert box.changes.calls == ["restart parts"]
 
 
 async def test_a_retained_request_is_not_carried_out_now_nor_at_the_next_connection(
