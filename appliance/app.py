@@ -19,6 +19,7 @@ from appliance.control import Control
 from appliance.device.log_levels import LogLevels
 from appliance.device.memory import proportional_kb
 from appliance.device.state import StateDirectory, read_secret
+from appliance.device.thermal import cpu_temperature
 from appliance.errors import ApplianceError, ConfigError
 from appliance.faults import FaultKeeper
 from appliance.frame import Frame
@@ -92,6 +93,7 @@ class Appliance:
         self.last: dict[str, LastResult] = {}
         self.verdicts = Verdicts()
         self.memory_kb: dict[str, int] = {}
+        self.temperature: float | None = None
         self.up = asyncio.Event()
         """Everything is built and the cameras have been started."""
         self.reload_wanted = asyncio.Event()
@@ -303,7 +305,8 @@ class Appliance:
             await asyncio.sleep(MEMORY_SECONDS)
 
     async def _measure(self) -> None:
-        """Proportional set size of every process, KiB: the last figure of one that has ended stays."""
+        """How warm the box is, and the proportional set size of every process, KiB: of one that has ended, the last."""
+        self.temperature = await asyncio.to_thread(cpu_temperature)
         for name, pid in self.processes().items():
             size = await asyncio.to_thread(proportional_kb, pid)
             if size:
@@ -347,7 +350,9 @@ class Appliance:
 
     def _counters(self) -> Mapping[str, Any]:
         """For the stats message."""
+        temperature = {} if self.temperature is None else {"temperature_c": round(self.temperature, 1)}
         return {
+            **temperature,
             "captured": self.captured,
             "received": self.zipper.totals.received,
             "dropped": self.dropped(),

@@ -7,7 +7,7 @@ import msgspec
 
 from appliance.cbor import decode_strict
 from appliance.frame import Frame
-from appliance.publisher import PublisherStats
+from appliance.mqtt.statistics import PublisherStats
 from appliance.stats import Histogram
 
 PERCENTILES = ("p50", "p95", "p99")

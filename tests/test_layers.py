@@ -21,7 +21,7 @@ LAYERS = (
     {"cli"},
     {"console", "doctor"},
     {"app"},
-    {"telling", "remote"},
+    {"discovery", "telling", "remote"},
     {"reload", "snapshot", "log_feed", "health", "summary", "source_process", "serving", "replay"},
     {"faults"},
     {"zipper", "client", "source", "publisher", "control"},
@@ -42,7 +42,8 @@ ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 NO_IO = [
     "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health", "telling",
     "zipper.router", "zipper.core", "zipper.conversation", "zipper.access", "transport.flow",
-    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.requests",
+    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.statistics", "mqtt.requests",
+    "mqtt.homeassistant", "mqtt.ledger",
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits", "sandbox.budget", "sandbox.quarantine",
     "sandbox.failure", "sandbox.capsule",

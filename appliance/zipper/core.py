@@ -124,10 +124,11 @@ class Zipper:
         observer = self._router.observers.get(name)
         if observer is None or not (ticket in observer.taken or ticket in observer.shadowed):
             return
+        deliver = self._attached[observer].deliver
         release = self._release if ticket in observer.taken else self._drop_shadow
         observer.finish(ticket)
-        release(ticket)
-        self._pump(observer)
+        release(ticket)  # which may have it detached
+        _pump(observer, deliver)
 
     @property
     def observers(self) -> dict[str, Observer[Ticket]]:
@@ -157,13 +158,14 @@ class Zipper:
         if not observers:
             self.totals.unobserved += 1
         for observer in observers:
-            if self._attached[observer].in_memory and not self._in_memory(ticket):
+            attached = self._attached[observer]
+            if attached.in_memory and not self._in_memory(ticket):
                 observer.counters.offered += 1
                 observer.counters.dropped += 1
                 self.totals.dropped_memory += not observer.shadow
                 continue
             self._offer(observer, ticket)
-            self._pump(observer)
+            _pump(observer, attached.deliver)
         self._release(ticket)
 
     def _offer(self, observer: Observer[Ticket], ticket: Ticket) -> None:
@@ -174,11 +176,6 @@ class Zipper:
             ticket.holders += 1
         if pushed_out is not None:
             (self._drop_shadow if observer.shadow else self._release)(pushed_out)
-
-    def _pump(self, observer: Observer[Ticket]) -> None:
-        attached = self._attached[observer]
-        while (ticket := observer.take()) is not None:
-            attached.deliver(ticket)
 
     def _in_memory(self, ticket: Ticket) -> bool:
         """Write the payload to shared memory, once; False where there is no room."""
@@ -214,3 +211,8 @@ class Zipper:
             return
         self._ring.free(ticket.ref)
         self._on_freed(ticket.ref.key)
+
+
+def _pump(observer: Observer[Ticket], deliver: Callable[[Ticket], None]) -> None:
+    while (ticket := observer.take()) is not None:
+        deliver(ticket)
