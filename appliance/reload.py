@@ -24,7 +24,6 @@ LIVE = frozenset(
         "mqtt.commands",
         "mqtt.log_level",
         "homeassistant.discovery",
-        "homeassistant.prefix",
         "fleet.groups",
     }
 )

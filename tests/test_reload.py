@@ -151,7 +151,6 @@ async def test_keys_that_can_change_do(box: Box, caplog: pytest.LogCaptureFixtur
         capsules = false
         [homeassistant]
         discovery = true
-        prefix = "ha"
         [fleet]
         groups = ["a"]"""
     )

@@ -181,6 +181,7 @@ async def test_nobody_makes_the_device_speak_elsewhere(box: Box, broker: Mosquit
             await tell(broker, "reload", b"{}", ResponseTopic=topic)
         await tell(broker, "reload", b"{}")
         assert (await ask(broker, "restart", {"handler": "parts"}))["ok"]
+        await subscriber.until(lambda: any("/response/" in message.topic for message in subscriber.received))
         said = {message.topic for message in subscriber.received if "/command/" not in message.topic}
         assert len(said) == 1
         assert said.pop().startswith(f"{TOPICS.root}/response/me/")
