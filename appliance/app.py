@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +13,33 @@ from typing import Any
 
 import msgspec
 
+import appliance
 from appliance.camera.camera import kind_of
 from appliance.config import Config, PeerConfig, check_config, device_name
 from appliance.control import Control
+from appliance.deploy.download import Downloads
+from appliance.deploy.fleet_topics import FleetTopics
+from appliance.deploy.report import DeviceReport, HandlerReport, encode_report
+from appliance.deploy.store import Store
+from appliance.deploy.trust import Trust, read_root
+from appliance.deployer import Deployer
 from appliance.device.log_levels import LogLevels
 from appliance.device.memory import proportional_kb
 from appliance.device.state import StateDirectory, read_secret
 from appliance.device.thermal import cpu_temperature
+from appliance.discovery import Discovery, View, cameras_of
 from appliance.errors import ApplianceError, ConfigError
 from appliance.faults import FaultKeeper
 from appliance.frame import Frame
 from appliance.inference.broker import Broker
 from appliance.ipc.ring import RingWriter
 from appliance.log_feed import LogFeed
+from appliance.mqtt.homeassistant import Box
 from appliance.mqtt.private_broker import PrivateBroker
 from appliance.publisher import Publisher
 from appliance.reload import Reloading, load_handlers
 from appliance.remote import Remote
+from appliance.rollout.admitting import admit, load_slot
 from appliance.sandbox.admission.admit import Admission
 from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.spawning import Zygote
@@ -37,7 +47,7 @@ from appliance.sandbox.spec import HandlerSpec
 from appliance.serving import Serving
 from appliance.snapshot import Snapshots
 from appliance.source_process import SourceEnd, SourceOrder, SourceProcess
-from appliance.summary import Summary, Verdicts, summarise
+from appliance.summary import Summary, Verdicts, counted, dropped_by_cause, summarise
 from appliance.telling import Telling
 from appliance.transport.identity import ensure_certificate
 from appliance.transport.link import is_loopback
@@ -101,6 +111,8 @@ class Appliance:
         self._reread = reread
         self._sources: list[SourceProcess] = []
         self._withheld: set[tuple[str, str, int]] = set()
+        self.deployed: set[str] = set()
+        """Handlers that the fleet has in hand."""
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -153,11 +165,12 @@ class Appliance:
             self.broker_url = self._broker_process.url
         mqtt = msgspec.structs.replace(config.mqtt, url=self.broker_url)
         self.control = Control(mqtt, self.device)
-        self.publisher = Publisher(mqtt, self.device, self._state.spool, extra=self._counters)
+        also = (config.homeassistant.prefix,)
+        self.publisher = Publisher(mqtt, self.device, self._state.spool, also=also, extra=self._counters)
         await stack.enter_async_context(self.publisher)
         await stack.enter_async_context(self.control)
         self._log_feed = stack.enter_context(LogFeed(self.control, self.publisher.topics, mqtt.log_level))
-        self._telling = Telling(self.publisher.topics, self.publisher.set_retained, self._clear_retained)
+        self._telling = Telling(self.publisher.topics, self.publisher.set_retained, self.publisher.clear_retained)
         ring = stack.enter_context(RingWriter(config.zipper.ring_mb << 20))
         self.inference = Broker(ring.fd, config.inference.timeout_seconds)
         self.zipper = Zipper(ring, self.inference.forget)
@@ -165,11 +178,12 @@ class Appliance:
         await stack.enter_async_context(self.inference)
         self.zipper.attach(PUBLISHER, config.mqtt.tags, PUBLISHER_CAPACITY, self._publish)
         self._faults = await stack.enter_async_context(FaultKeeper(self._state.capsules, self._state.quarantine))
+        self._admission = Admission(self._state.modules)
         self.serving = Serving(
             self.zipper,
             self._zygote,
             self.inference,
-            admission=Admission(self._state.modules),
+            admission=self._admission,
             guest_models=GuestModelStore(self._state.guest_models, config.inference),
             faults=self._faults,
             capsules=config.device.capsules,
@@ -178,6 +192,7 @@ class Appliance:
         await stack.enter_async_context(self.serving)
         for spec in specs:
             await self.serving.start(spec)
+        await self._build_deployer(stack, {spec.name for spec in specs})
         self.door = Door(self.zipper, access, self.device)
         server = zipper_server(
             self.door, config.zipper.host, config.zipper.port, certificate, config.zipper.max_connections
@@ -187,6 +202,64 @@ class Appliance:
         self._address = Address(host, self.port, certificate[0])
         stack.enter_context(self._state.announced(host, self.port))
         await self._build_remote(stack, specs)
+        await self._build_discovery(stack)
+
+    async def _build_deployer(self, stack: AsyncExitStack, taken: Collection[str]) -> None:
+        """Handlers from the fleet, where there is one; those that were active are started."""
+        fleet = self._config.fleet
+        if not fleet.name:
+            return
+        directory = self._state.deploy
+        topics = FleetTopics(fleet.prefix, fleet.name)
+        store = await asyncio.to_thread(Store, directory, fleet.quota_mb << 20)
+        deployer = Deployer(
+            fleet,
+            self.device,
+            topics=topics,
+            ears=self.control,
+            trust=await asyncio.to_thread(lambda: Trust(directory, read_root(fleet))),
+            store=store,
+            downloads=Downloads(topics, self.control, store),
+            serving=self.serving,
+            load=lambda path, name, slot: load_slot(path, name, slot, self._config.inference),
+            admit=lambda spec: admit(spec, self._admission, self.inference),
+            report=self._report,
+            taken={*taken, PUBLISHER},
+        )
+        await stack.enter_async_context(deployer)
+        await deployer.start_active()
+
+    def _report(self, handler: str | None, report: HandlerReport | DeviceReport | None) -> None:
+        topics = self.publisher.topics
+        topic = topics.deployed(handler) if handler else topics.deployment
+        if report is None:
+            self.deployed.discard(handler or "")
+            self.publisher.clear_retained(topic)
+        else:
+            self.deployed.update([handler] if handler else [])
+            self.publisher.set_retained(topic, encode_report(report))
+
+    async def _build_discovery(self, stack: AsyncExitStack) -> None:
+        """Also where it is off: what an earlier run has announced is taken back then."""
+        config = self._config
+        self.temperature = await asyncio.to_thread(cpu_temperature)
+        box = Box(
+            self.publisher.topics,
+            config.homeassistant.prefix,
+            appliance.__version__,
+            readable=config.mqtt.format == "json",
+            temperature=self.temperature is not None,
+        )
+        view = View(
+            handlers=lambda: [handler.spec for handler in self.serving.live.values()],
+            cameras=lambda: cameras_of(self._config),
+            deployed=lambda: self.deployed,
+            ready=self.up.is_set,
+        )
+        memory = self._state.path / "homeassistant.json"
+        on = config.homeassistant.discovery
+        self._discovery = Discovery(box, view, self.publisher, memory, on=on, ears=self.control)
+        await stack.enter_async_context(self._discovery)
 
     async def _build_remote(self, stack: AsyncExitStack, specs: list[HandlerSpec]) -> None:
         """What may be asked of this box from elsewhere."""
@@ -195,7 +268,13 @@ class Appliance:
         tags = {camera.tag for camera in config.cameras}.union(*emitting)
         self._levels = LogLevels(config.log.level)
         self._reloading = Reloading(
-            config, specs, self.serving, reread=self._reread, apply=self._reloaded, reserved=(PUBLISHER,)
+            config,
+            specs,
+            self.serving,
+            reread=self._reread,
+            apply=self._reloaded,
+            reserved=(PUBLISHER,),
+            deployed=lambda: self.deployed,
         )
         self._remote = Remote(
             self.control,
@@ -213,6 +292,7 @@ class Appliance:
         self._levels.set_base(config.log.level)
         self._log_feed.set_level(config.mqtt.log_level)
         self._remote.allow(config.mqtt.commands)
+        self._discovery.on = config.homeassistant.discovery
         self.serving.capsules = config.device.capsules
 
     async def _keep_reloading(self) -> None:
@@ -295,10 +375,6 @@ class Appliance:
         handlers = {name: (handler.spec.version, handler.status) for name, handler in self.serving.live.items()}
         self._telling.say(self.door.sources, handlers, self.inference.status())
 
-    def _clear_retained(self, topic: str) -> None:
-        """Nobody who subscribes from now on hears of the topic."""
-        self.publisher.set_retained(topic, {"state": "removed"})
-
     async def _keep_measuring(self) -> None:
         while True:
             await self._measure()
@@ -329,24 +405,13 @@ class Appliance:
 
     def dropped(self) -> Counter[str]:
         """Frames that did not get where they should, by cause."""
-        dropped: Counter[str] = Counter()
-        for status in self.door.sources.values():
-            if status.report is not None:
-                for cause, count in status.report.counters.items():
-                    if cause.startswith("dropped_"):
-                        dropped[f"source_{cause.removeprefix('dropped_')}"] += count
-        for name, observer in self.zipper.observers.items():
-            dropped[f"slot_{name}"] += observer.counters.dropped
-        dropped["memory"] += self.zipper.totals.dropped_memory
-        for name, handler in self.serving.live.items():
-            dropped[f"failed_{name}"] += handler.failed.total()
-        return +dropped
+        failed = {name: handler.failed.total() for name, handler in self.serving.live.items()}
+        return dropped_by_cause(self.door.sources, self.zipper.observers, self.zipper.totals, failed)
 
     @property
     def captured(self) -> int:
         """Pictures that the cameras gave, by their sources' last word."""
-        reports = [status.report for status in self.door.sources.values()]
-        return sum(report.counters.get("captured", 0) for report in reports if report is not None)
+        return counted(self.door.sources, "captured")
 
     def _counters(self) -> Mapping[str, Any]:
         """For the stats message."""
@@ -357,12 +422,7 @@ class Appliance:
             "received": self.zipper.totals.received,
             "dropped": self.dropped(),
             "memory_kb": self.memory_kb,
-            "control": {
-                "connected": self.control.connection.connected,
-                "reconnects": self.control.connection.reconnects,
-                "refused": self.control.connection.refused,
-                "dropped": self.control.dropped,
-            },
+            "control": self.control.document,
         }
 
 

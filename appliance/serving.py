@@ -7,11 +7,10 @@ was begun is carried out all the same. Every change of who gets which frame happ
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from appliance.deploy.watch import Sample
+from appliance.deploy.watch import Sample, since
 from appliance.errors import ConfigError
 from appliance.faults import FaultKeeper
 from appliance.inference.broker import Broker
@@ -128,7 +127,7 @@ class Serving:
         if handler is None:
             return None
         now, begun = _sample(handler), self._begun.get(handler)
-        return now if begun is None else _since(begun, now)
+        return now if begun is None else since(now, begun)
 
     def _crashed(self, crash: Crash) -> None:
         if self.capsules:
@@ -203,15 +202,4 @@ def _sample(handler: LocalHandler) -> Sample:
         offered=counters.offered,
         dropped=counters.dropped,
         reason=f"{last.kind}: {last.message}" if last is not None else "",
-    )
-
-
-def _since(begun: Sample, now: Sample) -> Sample:
-    return replace(
-        now,
-        handled=now.handled - begun.handled,
-        faults=now.faults - begun.faults,
-        deadlines=now.deadlines - begun.deadlines,
-        offered=now.offered - begun.offered,
-        dropped=now.dropped - begun.dropped,
     )

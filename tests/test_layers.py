@@ -21,10 +21,10 @@ LAYERS = (
     {"cli"},
     {"console", "doctor"},
     {"app"},
-    {"discovery", "telling", "remote"},
-    {"reload", "snapshot", "log_feed", "health", "summary", "source_process", "serving", "replay"},
+    {"deployer", "discovery", "telling", "remote"},
+    {"rollout", "reload", "snapshot", "log_feed", "health", "summary", "source_process", "serving", "replay"},
     {"faults"},
-    {"zipper", "client", "source", "publisher", "control"},
+    {"zipper", "client", "source", "publisher", "control", "fleet"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
     {"config", "wire", "ipc", "device"},
@@ -32,8 +32,12 @@ LAYERS = (
 )
 """Top to bottom. A unit (a module or a package beside this file's ``PACKAGE``) imports from lower layers only."""
 
-BESIDE = {"sandbox": {"appliance.inference.messages", "appliance.inference.model"}}
-"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works."""
+BESIDE = {
+    "sandbox": {"appliance.inference.messages", "appliance.inference.model"},
+    "deployer": {"appliance.rollout.parts", "appliance.rollout.rollout"},
+}
+"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works; the deployer has
+a rollout for each handler."""
 
 ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 """Libraries that draw -> the only units that may import them."""
@@ -53,7 +57,9 @@ NO_IO = [
     "sandbox.admission.binary", "sandbox.admission.bodies", "sandbox.admission.code", "sandbox.admission.growing",
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
-    "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report", "deploy.watch",
+    "deploy.events", "deploy.machine", "deploy.record", "deploy.watch",
+    "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
+    "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]

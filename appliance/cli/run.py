@@ -134,7 +134,8 @@ def _choose_camera(config: Config, name: str | None) -> CameraConfig:
 def _run_appliance(read: Callable[[], Config], state: str, *, as_json: bool, cameras: bool, again: bool) -> None:
     """``again``: the configuration is of a file, and SIGHUP has it read again. Without one, SIGHUP ends the run."""
     from appliance.app import Appliance  # noqa: PLC0415
-    from appliance.console import plain_console, show_summary  # noqa: PLC0415
+    from appliance.console.plain import plain_console  # noqa: PLC0415
+    from appliance.console.run import show_summary  # noqa: PLC0415
     from appliance.device.journal import configure_logging  # noqa: PLC0415
     from appliance.device.state import open_state  # noqa: PLC0415
 
@@ -179,7 +180,7 @@ def _refuse_failed(handlers: Mapping[str, str]) -> None:
 
 async def _show(box: Any, console: Any, stop: asyncio.Event, *, quiet: bool) -> None:
     """What happens, on the console, until cancelled; where nobody reads that any more, the run ends."""
-    from appliance.console import watch  # noqa: PLC0415
+    from appliance.console.run import watch  # noqa: PLC0415
     from appliance.mqtt.endpoint import PORTS  # noqa: PLC0415
 
     await box.up.wait()

@@ -22,11 +22,6 @@ MAX_VALUE = 64
 STAGES = ("held", "encode", "transfer", "queue", "decode", "inference", "handler", "publish", "total")
 
 
-def plain_console(*, stderr: bool) -> Console:
-    """A console that takes text as it is: labels and names of others are no markup."""
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-
-
 def value_text(frame: Frame) -> str:
     """A result on one short line, with nothing in it that could steer a terminal."""
     return printable(_value_text(frame))
