@@ -50,7 +50,8 @@ NO_IO = [
     "sandbox.admission.binary", "sandbox.admission.bodies", "sandbox.admission.code", "sandbox.admission.growing",
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
-    "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
+    "deploy.bundle", "deploy.chunks", "deploy.desired", "deploy.fleet_topics", "deploy.floor", "deploy.metadata",
+    "deploy.report",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]
