@@ -1,6 +1,7 @@
 """The beginning of a file that is being downloaded: ``<sha256>.<chunk size>``, a whole number of chunks. Blocking."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from appliance.deploy.fleet_topics import MAX_CHUNK_BYTES
@@ -34,6 +35,8 @@ class PartialFile:
             if best is not None and found[best][1]:
                 self._path = best
                 self.chunk_bytes, self.received = found[best]
+                # here and not while writing: it would make the length durable before the bytes
+                os.truncate(best, self.received)
             for path in found:
                 if path != self._path:
                     path.unlink()
@@ -48,7 +51,6 @@ class PartialFile:
             with self._path.open("r+b") as file:
                 file.seek(self.received)
                 file.write(data)
-                file.truncate()  # what a power cut has left of a chunk
             self.received += len(data)
 
     def finish(self) -> Path:

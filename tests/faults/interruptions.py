@@ -1,14 +1,15 @@
 """Code that is interrupted at any of its steps: by a power cut or SIGKILL, or because the disk fails.
 
-``steps_of`` runs a piece of work and counts its lines; ``interrupted`` runs it again and ends it at one of them. What
-ends is dead: nothing that would clean up can touch the disk any more.
+``steps_of`` runs a piece of work and counts its lines; ``interrupted`` runs it in a process of its own, which ends at
+one of them. Nothing cleans up there.
 """
 
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,48 +17,53 @@ from typing import Any
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "appliance"
-TRACED = (*(str(PACKAGE / part) for part in ("deploy", "device")), "/shutil.py")
+TRACED = (*(str(PACKAGE / part) for part in ("deploy", "device")), "/shutil.py", "/tuf/ngclient/updater.py")
 """Where steps are counted."""
 CHANGING = ("rename", "replace", "link", "mkdir", "unlink", "remove", "rmdir", "fsync", "chmod", "fchmod")
 """Calls of ``os`` that change the disk."""
-
-
-class Killed(BaseException):
-    """Here the process ended."""
+_KILLED = 99
+_FAILED = 98
 
 
 def steps_of(work: Callable[[], object]) -> int:
     """How many steps a piece of work has."""
-    with _traced(None, lambda: None) as counted:
+    count = 0
+
+    def counted() -> None:
+        nonlocal count
+        count += 1
+
+    with _at_each_step(counted):
         work()
-    return counted[0]
+    return count
 
 
 def interrupted(work: Callable[[], object], step: int, on_kill: Callable[[], None] = lambda: None) -> bool:
-    """Run it up to a step. ``on_kill`` is called there. False where it was over before."""
-    dead = False
+    """Run it up to a step in a fork of this process. ``on_kill`` is called there. False where it was over before."""
+    count = 0
 
-    def kill() -> None:
-        nonlocal dead
-        dead = True
-        on_kill()
+    def perhaps() -> None:
+        nonlocal count
+        if count == step:
+            sys.settrace(None)
+            on_kill()
+            os._exit(_KILLED)
+        count += 1
 
-    def unless_dead(name: str) -> Callable[..., Any]:
-        real = getattr(os, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if dead:
-                raise Killed
-            return real(*args, **kwargs)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in CHANGING:
-            patch.setattr(os, name, unless_dead(name))
-        with _traced(step, kill), suppress(Killed):
-            work()
-    return dead
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of other tests: this child needs none of them
+        child = os.fork()
+    if child == 0:
+        status = _FAILED
+        try:
+            with _at_each_step(perhaps):
+                work()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in {0, _KILLED}, f"the work failed before step {step}"
+    return status == _KILLED
 
 
 def failing_disks(work: Callable[[], object], prepare: Callable[[], None]) -> Iterator[BaseException | None]:
@@ -95,23 +101,17 @@ def failing_disks(work: Callable[[], object], prepare: Callable[[], None]) -> It
 
 
 @contextmanager
-def _traced(step: int | None, kill: Callable[[], None]) -> Iterator[list[int]]:
-    count = [0]
-
+def _at_each_step(call: Callable[[], None]) -> Iterator[None]:
     def trace(frame: FrameType, event: str, _argument: object) -> Any:
         if not any(part in frame.f_code.co_filename for part in TRACED):
             return None
         if event == "line":
-            if count[0] == step:
-                sys.settrace(None)
-                kill()
-                raise Killed
-            count[0] += 1
+            call()
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        yield count
+        yield
     finally:
         sys.settrace(before)

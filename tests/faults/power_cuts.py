@@ -69,8 +69,8 @@ class Drive:
     def mount(self) -> None:
         _run("mount", "-o", _OPTIONS, str(self._image), str(self.path))
 
-    def unmount(self) -> None:
-        _run("umount", str(self.path))
+    def unmount(self, *options: str) -> None:
+        _run("umount", *options, str(self.path))
 
 
 @contextmanager
@@ -86,7 +86,8 @@ def disk(directory: Path, megabytes: int = MEGABYTES) -> Iterator[Drive]:
     try:
         yield drive
     finally:
-        drive.unmount()
+        drive.unmount("--lazy")  # whatever a failing test has left open: no mount stays behind
+        path.rmdir()
         image.unlink()
 
 
