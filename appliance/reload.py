@@ -64,7 +64,7 @@ class Reloading:
 
     ``config`` and ``specs`` are in force, the latter those of ``config.handlers``; ``reread`` (None: there is no file)
     reads the configuration anew in a thread. ``deployed`` gives the names that the fleet has in hand, which are not
-    for the configuration to change. ``apply`` is told the configuration that is in force now, and must not raise.
+    for the configuration to give. ``apply`` is told the configuration that is in force now, and must not raise.
     """
 
     def __init__(
@@ -98,6 +98,19 @@ class Reloading:
             log.info("event=reloaded changed=%s", ",".join(changed) or "nothing")
             return changed
 
+    @property
+    def names(self) -> Collection[str]:
+        """Of the configuration's handlers."""
+        return self._specs.keys()
+
+    async def keep(self, wanted: asyncio.Event) -> None:
+        """Reload whenever ``wanted`` is set, until cancelled. What is wrong is in the log."""
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            with suppress(ApplianceError):
+                await self.reload()
+
     async def restart(self, name: str) -> None:
         """A new worker and instance take over from those in service, between two frames; its state is kept.
 
@@ -124,12 +137,11 @@ class Reloading:
         gone = [name for name in self._specs if name not in specs]
         deployed = self._deployed()
         for spec in begun:
-            if spec.name in deployed:
+            if spec.name in deployed and spec.name not in self._specs:
                 raise ConfigError(f"handlers: the fleet deploys a handler {spec.name!r} here; give this another `name`")
         await self._replace(begun)
         for name in gone:
-            if name not in deployed:
-                await self._handlers.stop(name)
+            await self._handlers.stop(name)
         self.config, self._specs = new, specs
         self._apply(new)
         names = [*(spec.name for spec in begun), *gone]

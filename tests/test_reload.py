@@ -215,12 +215,29 @@ async def test_a_canary_under_way_refuses_the_change(box: Box) -> None:
 
 
 async def test_what_the_fleet_has_in_hand_is_not_for_the_configuration(box: Box) -> None:
-    box.deployed = ("parts",)
-    box.write('handlers = [{ path = "parts", observes = [7] }, { path = "count" }]')
-    assert "the fleet deploys" in str(await box.refused())
+    box.deployed = ("parts", "other")
+    box.write('handlers = [{ path = "parts" }, { path = "count", name = "other" }]')
+    assert "the fleet deploys a handler 'other'" in str(await box.refused())
+    box.write('handlers = [{ path = "parts", observes = [7] }]')  # its own already
+    assert await box.reloading.reload() == ["handlers.parts", "handlers.count"]
+    assert set(box.reloading.names) == {"parts"}
+
+
+async def test_whoever_wants_a_reload_sets_an_event(box: Box) -> None:
+    wanted = asyncio.Event()
+    keeping = asyncio.create_task(box.reloading.keep(wanted))
+    box.write("handlers = [")
+    wanted.set()
+    while wanted.is_set():
+        await asyncio.sleep(0)
     box.write('handlers = [{ path = "count" }]')
-    assert await box.reloading.reload() == ["handlers.parts"]
-    assert "parts" in box.serving.live
+    wanted.set()
+    async with asyncio.timeout(15):
+        while not box.applied:
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    assert keeping.cancelled()
 
 
 async def test_without_a_file_there_is_nothing_to_read(box: Box) -> None:
