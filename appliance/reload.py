@@ -52,6 +52,8 @@ class Handlers(Protocol):
 
     @property
     def live(self) -> Mapping[str, Live]: ...
+    @property
+    def shadows(self) -> Mapping[str, Live]: ...
     async def stop(self, name: str) -> None: ...
     async def shadow(self, spec: HandlerSpec) -> None: ...
     async def unshadow(self, name: str) -> None: ...
@@ -149,26 +151,34 @@ class Reloading:
 
     async def _replace(self, specs: list[HandlerSpec]) -> None:
         """All of them come into service, or none."""
-        begun: list[str] = []
+        begun: list[HandlerSpec] = []
         try:
             for spec in specs:
                 await self._handlers.shadow(spec)
-                begun.append(spec.name)
+                begun.append(spec)
             await self._until_running(begun)
         except BaseException:
-            for name in begun:
-                await self._handlers.unshadow(name)
+            for spec in begun:
+                if self._is_ours(spec):
+                    await self._handlers.unshadow(spec.name)
             raise
-        for name in begun:
-            await self._handlers.promote(name)
+        for spec in begun:
+            if self._is_ours(spec):
+                await self._handlers.promote(spec.name)
 
-    async def _until_running(self, names: Iterable[str]) -> None:
-        waiting = list(names)
+    def _is_ours(self, spec: HandlerSpec) -> bool:
+        """Whether the shadow is the one that was begun: a deployment may have put its own in that place."""
+        shadow = self._handlers.shadows.get(spec.name)
+        return shadow is not None and shadow.spec is spec
+
+    async def _until_running(self, specs: Iterable[HandlerSpec]) -> None:
+        waiting = list(specs)
         last: Condition | None = None
         with suppress(TimeoutError):
             async with asyncio.timeout(RUNNING_SECONDS):
                 while waiting:
-                    last = self._handlers.sample(waiting[0], shadow=True)
+                    ours = self._is_ours(waiting[0])
+                    last = self._handlers.sample(waiting[0].name, shadow=True) if ours else None
                     if last is None or last.state in ("failed", "quarantined", "stopped"):
                         break
                     if last.state == "running":
@@ -177,7 +187,7 @@ class Reloading:
                         await asyncio.sleep(POLL_SECONDS)
         if waiting:
             state = f"{last.state}: {last.reason}" if last else "taken away by somebody else"
-            raise HandlerError(f"the new {waiting[0]} does not run ({state}); nothing was changed")
+            raise HandlerError(f"the new {waiting[0].name} does not run ({state}); nothing was changed")
 
 
 def load_handlers(config: Config, reserved: Collection[str] = ()) -> dict[str, HandlerSpec]:

@@ -35,7 +35,7 @@ class Serving:
 
     def __init__(self, specs: list[HandlerSpec]) -> None:
         self.live = {spec.name: Live(spec) for spec in specs}
-        self.shadows: dict[str, HandlerSpec] = {}
+        self.shadows: dict[str, Live] = {}
         self.fate: dict[str, Condition] = {}
         self.calls: list[str] = []
 
@@ -47,7 +47,7 @@ class Serving:
         if spec.name in self.shadows:
             raise ConfigError(f"handlers: the name {spec.name!r} has a shadow already")
         self.calls.append(f"shadow {spec.name}")
-        self.shadows[spec.name] = spec
+        self.shadows[spec.name] = Live(spec)
 
     async def unshadow(self, name: str) -> None:
         self.calls.append(f"unshadow {name}")
@@ -55,7 +55,7 @@ class Serving:
 
     async def promote(self, name: str) -> None:
         self.calls.append(f"promote {name}")
-        self.live[name] = Live(self.shadows.pop(name))
+        self.live[name] = self.shadows.pop(name)
 
     def sample(self, name: str, *, shadow: bool = False) -> Condition | None:
         assert shadow
@@ -206,7 +206,7 @@ async def test_a_handler_that_does_not_come_up_is_not_waited_for_forever(
 
 
 async def test_a_canary_under_way_refuses_the_change(box: Box) -> None:
-    box.serving.shadows["parts"] = canary = box.serving.live["parts"].spec
+    box.serving.shadows["parts"] = canary = Live(box.serving.live["parts"].spec)
     box.write('handlers = [{ path = "count", observes = [9] }, { path = "parts", observes = [7] }]')
     with pytest.raises(ConfigError, match="has a shadow"):
         await box.reloading.reload()
@@ -255,6 +255,19 @@ async def test_a_restart_replaces_one_handler(box: Box) -> None:
     with pytest.raises(HandlerError, match="quarantined: trap"):
         await box.reloading.restart("count")
     assert set(box.serving.live) == {"parts", "count"}
+
+
+async def test_what_another_has_put_in_its_place_is_not_promoted(box: Box) -> None:
+    box.serving.fate["parts"] = Condition("starting")
+    task = asyncio.create_task(box.reloading.restart("parts"))
+    while not box.serving.shadows:
+        await asyncio.sleep(0)
+    box.serving.shadows["parts"] = canary = Live(replace(box.serving.live["parts"].spec, version="2.0.0"))
+    box.serving.fate["parts"] = Condition("running")
+    with pytest.raises(HandlerError, match="taken away"):
+        await task
+    assert box.serving.shadows == {"parts": canary}
+    assert box.serving.calls == ["shadow parts"]
 
 
 async def test_a_cancelled_change_leaves_no_shadow(box: Box) -> None:
