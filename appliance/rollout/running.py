@@ -56,9 +56,6 @@ class Running:
             spec = await self._load(slot)
             if spec is None:
                 return
-            if self._name in self._parts.serving.shadows:  # not ours: an operator has it restarted
-                self._happens(ev.Hindered("another instance of the handler is being started"))
-                return
             self._beside = self._parts.serving.sample(self._name)
             await self._parts.serving.shadow(spec)
         except ApplianceError as error:
