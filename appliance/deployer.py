@@ -72,7 +72,9 @@ class Trusts(Protocol):
 class Stores(Slots, Protocol):
     """:class:`appliance.deploy.store.Store`; blocking."""
 
-    def collect(self, used: Collection[tuple[str, str]], wanted: Collection[str] = ()) -> None: ...
+    def collect(
+        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Collection[str] = ()
+    ) -> None: ...
     def records(self) -> list[str]: ...
 
 
@@ -352,7 +354,7 @@ class Deployer:
                 used = {slot for rollout in self._rollouts.values() for slot in rollout.used}
                 wanted = {digest for rollout in self._rollouts.values() for digest in rollout.wanted}
                 try:
-                    await in_thread(self._store.collect, used, wanted | self._files)
+                    await in_thread(self._store.collect, used, wanted, frozenset(self._files))
                 except DeviceError as error:
                     log.warning("event=not_collected error=%s", error)
 

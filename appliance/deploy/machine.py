@@ -240,7 +240,9 @@ def _enter(record: Record, state: str, reason: str, now: int, **changes: object)
 
 def _settle(record: Record, state: str, reason: str, now: int) -> Outcome:
     """Without a candidate, which is given up where there is one."""
-    actions = (Abandon(),) if record.candidate or record.state == "waiting" else ()
+    actions: tuple[Action, ...] = (Abandon(),) if record.candidate or record.state == "waiting" else ()
+    if record.candidate:
+        actions = (*actions, Collect())
     return _enter(record, state, reason, now, candidate=None), actions
 
 

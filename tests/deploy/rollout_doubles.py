@@ -76,7 +76,9 @@ class MemoryStore:
         self._call("slot")
         return Path("/slots", name, digest) if (name, digest) in self.slots else None
 
-    def collect(self, used: Collection[tuple[str, str]], wanted: Collection[str] = ()) -> None:
+    def collect(
+        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Collection[str] = ()
+    ) -> None:
         self._call("collect")
         self.collected.append((set(used), set(wanted)))
         self.slots &= set(used)

@@ -6,8 +6,10 @@ by the digests of its bytes.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -314,11 +316,11 @@ def quota(scene: Scene) -> int:
 def tree(directory: Path) -> dict[str, str]:
     """All files, and empty directories, by what is in them; of records what does not depend on when and how often."""
     found = {}
-    for path in sorted(directory.rglob("*")):
-        try:
-            found[str(path.relative_to(directory))] = _content(path)
-        except FileNotFoundError:
-            continue  # just renamed
+    for parent, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            path = Path(parent, name)
+            with contextlib.suppress(FileNotFoundError):  # just renamed
+                found[str(path.relative_to(directory))] = _content(path)
     return found
 
 
