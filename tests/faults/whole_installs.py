@@ -43,6 +43,7 @@ TOPICS = FleetTopics("fleet", "plant")
 CHUNK_BYTES = 4 << 10
 NOW = (START + timedelta(days=1)).timestamp()
 CONFIG = FleetConfig(name=TOPICS.fleet, canary_frames=30, canary_seconds=3600.0, trial_seconds=3600.0)
+SHORT_TRIAL_SECONDS = 0.02
 PATIENCE = 20.0
 IDLE_SECONDS = 0.3
 """Without a change on the disk: an install is over."""
@@ -102,6 +103,8 @@ class Scene:
     ends_with: str | None
     bad_in_service: frozenset[str] = frozenset()
     bad_as_canary: frozenset[str] = frozenset()
+    proven: bool = False
+    """What is in service before has been through its trial: starts of the box are not held against it."""
 
     def kind(self, running: str | None) -> str:
         return "new" if running == self.ends_with else "old"
@@ -136,7 +139,7 @@ def scenes() -> dict[str, Scene]:
         _scene("upgrade", ["1.0.0"], "2.0.0", {ONE, TWO}, TWO),
         _scene("upgrade while all keys are rotated", ["1.0.0"], "2.0.0", {ONE, TWO}, TWO, rotate=True),
         _scene("other settings", ["1.0.0"], "1.0.0", {ONE, ONE_CHANGED}, ONE_CHANGED, settings={"least": "7"}),
-        _scene("downgrade", ["1.0.0", "2.0.0"], "1.0.0", {ONE, TWO}, ONE, downgrade=True),
+        _scene("downgrade", ["1.0.0", "2.0.0"], "1.0.0", {ONE, TWO}, ONE, proven=True, downgrade=True),
         _scene("going back from a bad version", ["1.0.0", "2.0.0"], "2.0.0", {ONE, TWO}, ONE, bad_in_service={"2.0.0"}),
         _scene("quarantine of a bad canary", ["1.0.0"], "2.0.0", {ONE}, ONE, bad_as_canary={"2.0.0"}),
         _scene("undeploy", ["1.0.0"], None, {ONE, None}, None),
@@ -154,6 +157,7 @@ def _scene(
     rotate: bool = False,
     bad_in_service: Iterable[str] = (),
     bad_as_canary: Iterable[str] = (),
+    proven: bool = False,
     **changes: Any,
 ) -> Scene:
     desk = _Desk()
@@ -169,6 +173,7 @@ def _scene(
         ends_with,
         frozenset(bad_in_service),
         frozenset(bad_as_canary),
+        proven,
     )
 
 
@@ -269,11 +274,14 @@ class Box:
 async def running(scene: Scene, directory: Path, *, healthy: bool = False) -> AsyncIterator[Box]:
     """As ``appliance run`` joins the parts."""
     _hurry()
+    config = CONFIG
+    if healthy and scene.proven:
+        config = msgspec.structs.replace(CONFIG, trial_seconds=SHORT_TRIAL_SECONDS)
     ears, serving = Ears(), Serving(scene, healthy=healthy)
     store = Store(directory, quota(scene))
     reports: dict[str | None, HandlerReport | DeviceReport | None] = {}
     deployer = Deployer(
-        CONFIG,
+        config,
         DEVICE,
         topics=TOPICS,
         ears=ears,
