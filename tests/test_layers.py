@@ -57,9 +57,9 @@ NO_IO = [
     "sandbox.admission.binary", "sandbox.admission.bodies", "sandbox.admission.code", "sandbox.admission.growing",
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
-    "deploy.bundle", "deploy.chunks", "deploy.desired", "deploy.fleet_topics", "deploy.floor", "deploy.metadata",
-    "deploy.report", "deploy.events", "deploy.machine", "deploy.record", "deploy.watch",
-    "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
+    "deploy.bundle", "deploy.chunks", "deploy.desired", "deploy.events", "deploy.fleet_topics", "deploy.floor",
+    "deploy.machine", "deploy.metadata", "deploy.record", "deploy.report", "deploy.versions", "deploy.watch",
+    "fleet.assignments", "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]
