@@ -3,6 +3,7 @@
 Deny by default: a tag, a model or a budget that is not named here is not the handler's.
 """
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -26,13 +27,13 @@ MAX_SENSORS = 16
 COMMAND = "command"
 """The ABI that has files and arguments."""
 
-FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 """A plain file name beside the manifest: no directories, nothing hidden."""
-Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?$")]
+Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?\Z")]
 
-ValuePath = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]{1,64}(?:\.[A-Za-z0-9_]{1,64}){0,7}$")]
+ValuePath = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]{1,64}(?:\.[A-Za-z0-9_]{1,64}){0,7}\Z")]
 """Keys with dots between, as there are in published values."""
-DeviceClass = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{0,32}$")]
+DeviceClass = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{0,32}\Z")]
 
 AbiName = Literal["native", "yomo", "bindgen", "command"]
 EngineName = Literal["wasm3", "wasmtime"]
@@ -147,6 +148,14 @@ def load_manifest(directory: Path) -> Manifest:
         raise HandlerError(f"{path}: {error}{known}") from error
     _check(manifest, path)
     return manifest
+
+
+def own_file(directory: Path, name: str) -> Path:
+    """A file that the manifest names. A link could have the handler read, and publish, any file of the box."""
+    path = directory / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):
+        raise HandlerError(f"{path}: is a link out of the handler's directory; copy the file into it")
+    return path
 
 
 def _check(manifest: Manifest, path: Path) -> None:

@@ -21,9 +21,10 @@ LAYERS = (
     {"cli"},
     {"console", "doctor"},
     {"app"},
-    {"deployer", "rollout"},
-    {"health", "summary", "source_process", "faults", "replay"},
-    {"zipper", "client", "source", "publisher"},
+    {"deployer", "discovery", "telling", "remote"},
+    {"rollout", "reload", "snapshot", "log_feed", "health", "summary", "source_process", "serving", "replay"},
+    {"faults"},
+    {"zipper", "client", "source", "publisher", "control", "fleet"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
     {"config", "wire", "ipc", "device"},
@@ -31,21 +32,18 @@ LAYERS = (
 )
 """Top to bottom. A unit (a module or a package beside this file's ``PACKAGE``) imports from lower layers only."""
 
-BESIDE = {
-    "sandbox": {"appliance.inference.messages", "appliance.inference.model"},
-    "deployer": {"appliance.rollout.parts", "appliance.rollout.rollout"},
-}
-"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works; the deployer has
-a rollout for each handler."""
+BESIDE = {"sandbox": {"appliance.inference.messages", "appliance.inference.model"}}
+"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works."""
 
 ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 """Libraries that draw -> the only units that may import them."""
 
 # fmt: off
 NO_IO = [
-    "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health",
+    "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health", "telling",
     "zipper.router", "zipper.core", "zipper.conversation", "zipper.access", "transport.flow",
-    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result",
+    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.statistics", "mqtt.requests",
+    "mqtt.homeassistant", "mqtt.ledger",
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits", "sandbox.budget", "sandbox.quarantine",
     "sandbox.failure", "sandbox.capsule",
@@ -57,6 +55,7 @@ NO_IO = [
     "sandbox.admission.rules", "sandbox.admission.verdict",
     "deploy.bundle", "deploy.chunks", "deploy.desired", "deploy.events", "deploy.fleet_topics", "deploy.floor",
     "deploy.machine", "deploy.metadata", "deploy.record", "deploy.report", "deploy.watch",
+    "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]

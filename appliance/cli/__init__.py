@@ -5,6 +5,7 @@ import sys
 import click
 
 import appliance
+from appliance.cli.fleet import fleet
 from appliance.cli.handler import handler
 from appliance.cli.machine import doctor, show_config
 from appliance.cli.run import run, source, zipper
@@ -20,10 +21,11 @@ def cli() -> None:
     Your own video:    appliance run --camera video.mp4 --handler handlers/motion
     What is missing:   appliance doctor
     A handler failed:  appliance handler --help
+    Many boxes:        appliance fleet --help
     """  # noqa: D301 - click wants the character \b
 
 
-for _command in (run, zipper, source, doctor, show_config, handler):
+for _command in (run, zipper, source, doctor, show_config, handler, fleet):
     cli.add_command(_command)
 
 

@@ -174,7 +174,7 @@ class Store:
         """Durable when this returns; a power cut before that leaves the old or the new one."""
         if len(data) > MAX_RECORD_BYTES:
             raise ValueError(f"a record of {len(data)} bytes is over the limit of {MAX_RECORD_BYTES}")
-        with self._lock, writing(self._records):  # what is half written looks like what a power cut left
+        with self._lock, writing(self._records):  # not beside `collect`, which removes what is half written
             write_durably(self._record(name), data)
 
     def remove_record(self, name: str) -> None:

@@ -28,11 +28,13 @@ from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
+from appliance.config import FleetConfig
 from appliance.deploy.bundle import MAX_INDEX_BYTES, Bundle, bundle_target, decode_bundle
 from appliance.deploy.desired import MAX_DESIRED_BYTES, Assignment, Desired, decode_desired
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES
 from appliance.deploy.floor import MAX_FLOOR_BYTES, MAX_SECONDS, ROLES, Floor, decode_floor, encode_floor
 from appliance.device.durable import make_directory, sync_tree, write_durably, writing
+from appliance.device.reading import open_plain
 from appliance.errors import ConfigError, PeerError
 
 log = logging.getLogger(__name__)
@@ -279,6 +281,17 @@ def _trusted(updater: Updater) -> TrustedMetadataSet:
 def _keys(updater: Updater) -> dict[str, tuple[str, ...]]:
     root = _trusted(updater).root
     return {role: tuple(sorted(root.roles[role].keyids)) for role in ROLES}
+
+
+def read_root(fleet: FleetConfig) -> bytes:
+    """The root metadata that the configuration names; ConfigError where it cannot be read. Blocking."""
+    if not fleet.root:
+        raise ConfigError("fleet.root: missing; name the fleet's root.json, which `appliance fleet init` made")
+    try:
+        with open_plain(Path(fleet.root)) as file:
+            return file.read(MAX_METADATA_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"fleet.root: {fleet.root} cannot be read: {error.strerror}") from error
 
 
 def _check_root(root: bytes) -> None:

@@ -59,6 +59,11 @@ class StateDirectory:
         """Records of handlers in quarantine."""
         return self.path / "quarantine"
 
+    @property
+    def deploy(self) -> Path:
+        """What the fleet has deployed, and what is known of the fleet."""
+        return self.path / "deploy"
+
     def local_credential(self) -> str:
         """The credential of processes on this box, made at first start, readable by its owner only."""
         if not self.credential_file.exists():

@@ -22,11 +22,6 @@ MAX_VALUE = 64
 STAGES = ("held", "encode", "transfer", "queue", "decode", "inference", "handler", "publish", "total")
 
 
-def plain_console(*, stderr: bool) -> Console:
-    """A console that takes text as it is: labels and names of others are no markup."""
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-
-
 def value_text(frame: Frame) -> str:
     """A result on one short line, with nothing in it that could steer a terminal."""
     return printable(_value_text(frame))
@@ -92,8 +87,8 @@ def _screen(appliance: Appliance) -> Group:
         state = camera_document(source)["state"]
         cameras.add_row(name, state, str(counters.get("captured", 0)), str(source.received), str(dropped))
     handlers = Table("handler", "state", "handled", "dropped", "faults", "last result", box=None, padding=(0, 2))
-    for handler in appliance.handlers:
-        name, status = handler.spec.name, handler.status
+    for name, handler in appliance.serving.live.items():
+        status = handler.status
         last = appliance.last.get(name)
         observer = appliance.zipper.observers.get(name)
         handlers.add_row(
