@@ -114,15 +114,13 @@ class Deployer:
         taken: Collection[str] = (),
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._fleet = fleet
-        self._targets = targets_of(device, fleet.groups)
+        self._device = device
         self._topics = topics
         self._ears = ears
         self._trust = trust
         self._store = store
         self._downloads = downloads
         self._report = report
-        self._taken = frozenset(taken)
         self._wall = wall
         self._parts = Parts(
             store=store,
@@ -151,6 +149,20 @@ class Deployer:
         self._files: set[str] = set()
         """Digests of desired states and indexes that are in use."""
         self.standing = Standing()
+        self.configure(fleet, taken)
+
+    def configure(self, fleet: FleetConfig, taken: Collection[str]) -> None:
+        """Groups, or the names of the configuration's handlers, are others: what is desired is ordered anew.
+
+        The rest of ``fleet`` counts for handlers whose deployment begins from now on.
+        """
+        self._fleet = fleet
+        self._targets = targets_of(self._device, fleet.groups)
+        self._taken = frozenset(taken)
+        self._ordered, self._metadata = None, {}
+        if self._ordering is not None:
+            self._ordering.cancel()
+        self._news.set()
 
     # --- life ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from fleet_double import START, Fleet, digest_of, messages
 from memory_broker import MemoryBroker
@@ -474,6 +475,33 @@ async def test_a_deployed_handler_whose_name_was_taken_since_is_not_started(devi
     device.taken = ("detector",)
     async with device.deployer():
         assert device.running == {}
+
+
+async def test_a_canary_takes_the_place_of_a_restart_that_is_under_way(device: Device) -> None:
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.said_of("detector").state == "active")
+        device.serving.shadows["detector"] = device.serving.live["detector"]
+        deploy(device, "detector", version="1.1.0")
+        await until(lambda: device.running == {"detector": "1.1.0"})
+
+
+async def test_names_and_groups_may_change(device: Device) -> None:
+    device.taken = ("detector",)
+    deploy(device, "detector")
+    counter = device.fleet.bundle("counter")
+    device.fleet.add(group_target("window"), encode_desired(Desired(handlers={"counter": counter})))
+    device.publish()
+    async with device.deployer() as deployer:
+        await until(lambda: device.said_of("detector").state == "refused")
+        assert device.running == {}
+        deployer.configure(CONFIG, ())
+        await until(lambda: device.running == {"detector": "1.0.0"})
+        deployer.configure(msgspec.structs.replace(CONFIG, groups=("window",)), ())
+        await until(lambda: device.running == {"detector": "1.0.0", "counter": "1.0.0"})
+        await until(lambda: device.said_of("detector").state == "active")
+        deployer.configure(CONFIG, ())
+        await until(lambda: device.running == {"detector": "1.0.0"})
 
 
 # --- upkeep ----------------------------------------------------------------------------------------------------

@@ -54,8 +54,8 @@ NO_IO = [
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
     "deploy.bundle", "deploy.chunks", "deploy.desired", "deploy.events", "deploy.fleet_topics", "deploy.floor",
-    "deploy.machine", "deploy.metadata", "deploy.record", "deploy.report", "deploy.watch",
-    "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
+    "deploy.machine", "deploy.metadata", "deploy.record", "deploy.report", "deploy.versions", "deploy.watch",
+    "fleet.assignments", "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]

@@ -39,7 +39,8 @@ from appliance.deploy.events import (
     Unwanted,
     Wanted,
 )
-from appliance.deploy.record import MAX_BAD, UNDER_WAY, Bad, Record, Slot, Stage, Trial, is_lower, one_line
+from appliance.deploy.record import MAX_BAD, UNDER_WAY, Bad, Record, Slot, Stage, Trial, one_line
+from appliance.deploy.versions import is_lower
 
 TABLE = """
             gone      waiting   fetching  admitting  storing   canary    settled

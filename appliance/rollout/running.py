@@ -59,6 +59,7 @@ class Running:
             spec = await self._load(slot)
             if spec is None:
                 return
+            await self.end_trying()  # an operator may have the handler restarted, by a shadow, too
             await self._parts.serving.shadow(spec)
         except ApplianceError as error:
             self._happens(blamed(error))

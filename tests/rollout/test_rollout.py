@@ -518,3 +518,16 @@ async def test_a_canary_that_takes_its_time_to_start_is_tried_from_then_on(
         box.serving.samples["1.2.0"] = replace(QUIET, state="backoff")
         monkeypatch.setattr(watch, "START_SECONDS", 0.01)
         await until(lambda: rollout.record.state == "refused")
+
+
+async def test_a_canary_takes_the_place_of_a_restart_that_is_under_way(box: Box) -> None:
+    async with box.rollout() as rollout:
+        await deploy(rollout, box, "1.0.0")
+        box.downloads.gate.clear()
+        want(rollout, "1.1.0")
+        await until(lambda: rollout.record.state == "fetching")
+        await box.serving.shadow(box.serving.live["parts"])
+        box.downloads.gate.set()
+        await until(lambda: rollout.record.state == "canary")
+        await until(lambda: box.serving.shadows["parts"].version == "1.1.0")
+        assert rollout.record.bad == ()
