@@ -312,11 +312,15 @@ class Deployer:
         for name in self._rollouts.keys() - wanted.keys():
             self._rollouts[name].order(Unwanted())
         self._say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
-        ours = [(name, assignment) for name, assignment in wanted.items() if name not in self._taken]
-        done = await asyncio.gather(*(self._order_one(verified, *each, files) for each in ours))
-        if all(done):
+        async with asyncio.TaskGroup() as tasks:
+            ours = [
+                tasks.create_task(self._order_one(verified, name, assignment, files))
+                for name, assignment in wanted.items()
+                if name not in self._taken
+            ]
+        if done := all(task.result() for task in ours):
             self._files = files
-        return all(done)
+        return done
 
     async def _desired(self, verified: Verifies, path: str, files: set[str]) -> Desired | None:
         target = await in_thread(verified.target, path)

@@ -32,12 +32,8 @@ LAYERS = (
 )
 """Top to bottom. A unit (a module or a package beside this file's ``PACKAGE``) imports from lower layers only."""
 
-BESIDE = {
-    "sandbox": {"appliance.inference.messages", "appliance.inference.model"},
-    "deployer": {"appliance.rollout.parts", "appliance.rollout.rollout"},
-}
-"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works; the deployer has
-a rollout for each handler."""
+BESIDE = {"sandbox": {"appliance.inference.messages", "appliance.inference.model"}}
+"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works."""
 
 ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 """Libraries that draw -> the only units that may import them."""
