@@ -3,6 +3,7 @@
 Deny by default: a tag, a model or a budget that is not named here is not the handler's.
 """
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -147,6 +148,14 @@ def load_manifest(directory: Path) -> Manifest:
         raise HandlerError(f"{path}: {error}{known}") from error
     _check(manifest, path)
     return manifest
+
+
+def own_file(directory: Path, name: str) -> Path:
+    """A file that the manifest names. A link could have the handler read, and publish, any file of the box."""
+    path = directory / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):
+        raise HandlerError(f"{path}: is a link out of the handler's directory; copy the file into it")
+    return path
 
 
 def _check(manifest: Manifest, path: Path) -> None:

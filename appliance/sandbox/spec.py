@@ -1,6 +1,5 @@
 """A handler as it will run: its manifest, its files and what the operator changed, read and checked once."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from appliance.manifest import (
     Manifest,
     ModelUse,
     load_manifest,
+    own_file,
 )
 from appliance.sandbox.messages import CommandSpec
 
@@ -81,7 +81,7 @@ def load_handler(config: HandlerConfig, inference: InferenceConfig) -> HandlerSp
     return HandlerSpec(
         name=name,
         version=manifest.version,
-        module=_read(_own_file(directory, manifest.module), MAX_MODULE_BYTES),
+        module=_read(own_file(directory, manifest.module), MAX_MODULE_BYTES),
         abi=manifest.abi,
         engine=manifest.engine,
         observes=manifest.observes if config.observes is None else config.observes,
@@ -99,7 +99,7 @@ def _files(directory: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     left = MAX_FILES_BYTES
     for name in names:
-        files[name] = _read(_own_file(directory, name), left)
+        files[name] = _read(own_file(directory, name), left)
         left -= len(files[name])
     return files
 
@@ -164,15 +164,7 @@ def _file(directory: Path, own: str | None, chosen: str | None) -> Path | None:
     """The operator's file, else the handler's own, which lies beside its manifest."""
     if chosen:
         return Path(chosen).expanduser()
-    return _own_file(directory, own) if own else None
-
-
-def _own_file(directory: Path, name: str) -> Path:
-    """A file that the manifest names. A link could have the handler read, and publish, any file of the box."""
-    path = directory / name
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):
-        raise HandlerError(f"{path}: is a link out of the handler's directory; copy the file into it")
-    return path
+    return own_file(directory, own) if own else None
 
 
 def _labels(path: Path) -> tuple[str, ...]:
