@@ -1,0 +1,129 @@
+"""A handler tried off-device: pictures from any camera, the sandbox of the appliance, one frame after another."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.author.outcome import NOT_RUNNING, Tried, TriedResult
+from appliance.camera.camera import IMAGE_SUFFIXES, Picture
+from appliance.camera.feed import CameraFeed
+from appliance.config import CameraConfig, InferenceConfig
+from appliance.errors import ConfigError, HandlerError
+from appliance.frame import Frame, Producer
+from appliance.ipc.ring import ALIGN
+from appliance.mqtt.result import encode_result
+from appliance.offline import playing
+from appliance.sandbox.emits import DOCUMENTS
+from appliance.sandbox.messages import Emit
+from appliance.sandbox.session import Finished
+from appliance.sandbox.spec import HandlerSpec
+from appliance.source import encode_jpeg
+from appliance.wire import MAX_PAYLOAD_BYTES
+
+CAMERA_TAG = 0x01
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A frame to try, and what to call it."""
+
+    name: str
+    frame: Frame
+
+
+def cameras(inputs: Sequence[str], *, frames: int | None = None, loop: bool = False) -> list[CameraConfig]:
+    """A lossless camera for each file, directory or URL. Single pictures are all of one source, ``camera``."""
+    named: list[tuple[str, str]] = []
+    for text in inputs:
+        single = Path(text).suffix.lower() in IMAGE_SUFFIXES
+        others = len([name for name, _ in named if name != "camera"])
+        named.append(("camera" if single or not named else f"camera{others + 2}", text))
+    return [CameraConfig(name=name, url=url, lossless=True, loop=loop, frames=frames) for name, url in named]
+
+
+async def frames_of(configs: Sequence[CameraConfig], tag: int) -> AsyncGenerator[Named, None]:
+    """The pictures of one camera after another, as frames with ``tag``. Raises as cameras do."""
+    seen: dict[str, int] = {}
+    for config in configs:
+        taken = 0
+        async with CameraFeed(config) as feed:
+            async for picture in feed:
+                taken += 1
+                seq = seen[config.name] = seen.get(config.name, -1) + 1
+                yield Named(_name(config, picture, taken), await _frame(config, tag, seq, picture))
+                if taken == config.frames:
+                    break
+
+
+def _name(config: CameraConfig, picture: Picture, number: int) -> str:
+    file = picture.meta.get("file")
+    return str(file) if file else f"{Path(config.url).name}#{number}"
+
+
+async def _frame(config: CameraConfig, tag: int, seq: int, picture: Picture) -> Frame:
+    payload = picture.jpeg
+    if payload is None:
+        payload = await asyncio.to_thread(encode_jpeg, picture, config.quality)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ConfigError(
+            f"{config.url}: a picture of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}; make it smaller"
+        )
+    size = picture.width, picture.height
+    return Frame(tag, config.name, seq, picture.captured_ns, "jpeg", payload, *size, meta=picture.meta)
+
+
+def tag_for(spec: HandlerSpec) -> int:
+    """What a camera has to emit for this handler."""
+    return CAMERA_TAG if CAMERA_TAG in spec.observes else spec.observes[0]
+
+
+async def try_out(
+    spec: HandlerSpec,
+    inference: InferenceConfig,
+    configs: Sequence[CameraConfig],
+    on_tried: Callable[[Tried, Frame], Awaitable[None]],
+    *,
+    measure: bool = False,
+) -> None:
+    """Give a handler the pictures of cameras; ``on_tried`` gets what came of each. Call it in the main thread.
+
+    Returns when all have ended, or the handler is not run any more: the last frame is then NOT_RUNNING.
+    """
+    async with (
+        playing(spec, inference, MAX_PAYLOAD_BYTES + ALIGN, measure=measure) as player,
+        aclosing(frames_of(configs, tag_for(spec))) as frames,
+    ):
+        async for named in frames:
+            finished = await player.play(named.frame)
+            await on_tried(_tried(named, finished), named.frame)
+            if finished.outcome == NOT_RUNNING:
+                return
+
+
+def _tried(named: Named, finished: Finished) -> Tried:
+    return Tried(
+        frame=named.name,
+        outcome=finished.outcome,
+        message=finished.message,
+        backtrace=list(finished.backtrace),
+        results=[_result(emit, named.frame) for emit in finished.emits],
+        guest_us=finished.guest_us,
+        decode_us=finished.decode_us,
+        invoke_us=finished.invoke_us,
+        gas=finished.gas,
+        memory_bytes=finished.memory_bytes,
+    )
+
+
+def _result(emit: Emit, about: Frame) -> TriedResult:
+    if emit.format not in DOCUMENTS:
+        return TriedResult(emit.tag, emit.format, len(emit.payload))
+    frame = about.derive(emit.tag, emit.format, emit.payload, Producer("", "", ()))
+    try:
+        published = json.loads(encode_result(frame, "", frame.captured_ns))
+    except HandlerError as error:
+        return TriedResult(emit.tag, emit.format, len(emit.payload), refused=str(error))
+    return TriedResult(emit.tag, emit.format, len(emit.payload), published["value"])
