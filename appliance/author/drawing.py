@@ -47,13 +47,8 @@ def _marks(value: Any) -> Iterator[Mark]:
     for key, item in value.items():
         if key == "box" or (label and key in ("label", "score")):
             continue
-        if (
-            isinstance(item, list)
-            and item
-            and all(isinstance(each, Mapping) and _box(each.get("box")) for each in item)
-        ):
-            for each in item:
-                yield Mark(_label(each), _box(each["box"]))
+        if isinstance(item, list) and item and all(isinstance(each, Mapping) and _label(each) for each in item):
+            yield from (Mark(_label(each), _box(each.get("box"))) for each in item)
         else:
             yield Mark(f"{key}: {_short(item)}")
 
@@ -100,7 +95,7 @@ def annotated(jpeg: bytes, drawn: Sequence[Mark]) -> bytes:
     height = 0.0
     for mark in drawn:
         if not mark.box:
-            _write(draw, font, (0, height), mark.text, "white")
+            _write(draw, font, (0, height), mark.text, None)
             height += size * 1.25
     out = io.BytesIO()
     image.save(out, "JPEG", quality=QUALITY)
@@ -124,8 +119,8 @@ def _write(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     at: tuple[float, float],
     text: str,
-    colour: str,
+    colour: str | None,
 ) -> None:
     if text:
-        draw.rectangle(draw.textbbox(at, text, font=font), fill=_BACK)
-        draw.text(at, text, fill=colour, font=font)
+        draw.rectangle(draw.textbbox(at, text, font=font), fill=_BACK, outline=colour)
+        draw.text(at, text, fill="white", font=font)

@@ -76,7 +76,10 @@ class HandlerView(msgspec.Struct, frozen=True):
 
 async def judge(directory: Path, manifest: Manifest) -> ModuleView:
     """A handler's module, and what admission says of it."""
-    return await _judge(own_file(directory, manifest.module), manifest)
+    module = own_file(directory, manifest.module)
+    if not module.exists():
+        raise HandlerError(f"{module}: is not there; `appliance handler build {directory}` makes it")
+    return await _judge(module, manifest)
 
 
 async def inspect_module(path: Path) -> ModuleView:
@@ -158,7 +161,7 @@ def _read(path: Path, limit: int) -> bytes:
         with open_plain(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise HandlerError(f"{path}: cannot be read: {error.strerror}; `appliance handler build` makes it") from error
+        raise HandlerError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > limit:
         raise HandlerError(f"{path}: larger than {limit} bytes")
     return data

@@ -33,5 +33,7 @@ class Tried(msgspec.Struct, frozen=True):
     guest_us: int
     decode_us: int
     invoke_us: int
+    wait_us: int
+    """For the host beyond that: for pixels, and for the way there and back."""
     gas: int
     memory_bytes: int

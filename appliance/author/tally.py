@@ -39,6 +39,7 @@ class Summary(msgspec.Struct, frozen=True):
     """``p50``, ``p95``, ``p99``, ``count``."""
     decode_us: dict[str, int]
     invoke_us: dict[str, int]
+    wait_us: dict[str, int]
 
 
 class Needs(msgspec.Struct, frozen=True):
@@ -47,6 +48,7 @@ class Needs(msgspec.Struct, frozen=True):
     guest_us: Spread
     decode_us: Spread
     invoke_us: Spread
+    wait_us: Spread
     gas: Spread
     memory_bytes: Spread
 
@@ -60,6 +62,7 @@ def needs_of(frames: Sequence[Tried]) -> Needs | None:
         guest_us=spread([tried.guest_us for tried in good]),
         decode_us=spread([tried.decode_us for tried in good]),
         invoke_us=spread([tried.invoke_us for tried in good]),
+        wait_us=spread([tried.wait_us for tried in good]),
         gas=spread([tried.gas for tried in good]),
         memory_bytes=spread([tried.memory_bytes for tried in good]),
     )
@@ -71,7 +74,7 @@ class Tally:
     def __init__(self) -> None:
         self.frames = self.results = 0
         self.faults: Counter[str] = Counter()
-        self._times = {name: Histogram() for name in ("guest", "decode", "invoke")}
+        self._times = {name: Histogram() for name in ("guest", "decode", "invoke", "wait")}
 
     def see(self, tried: Tried) -> None:
         """Count one frame."""
@@ -80,8 +83,9 @@ class Tally:
         if tried.outcome != "ok":
             self.faults[tried.outcome] += 1
             return
-        for name, spent in (("guest", tried.guest_us), ("decode", tried.decode_us), ("invoke", tried.invoke_us)):
-            self._times[name].record(spent)
+        spent = {"guest": tried.guest_us, "decode": tried.decode_us, "invoke": tried.invoke_us, "wait": tried.wait_us}
+        for name, microseconds in spent.items():
+            self._times[name].record(microseconds)
 
     def summary(self) -> Summary:
         times = {f"{name}_us": histogram.summary() for name, histogram in self._times.items()}

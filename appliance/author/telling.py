@@ -35,7 +35,9 @@ def summary_lines(summary: Summary) -> list[str]:
         f"results    {summary.results}",
     ]
     if summary.frames > summary.failed:
-        named = (("handler", summary.guest_us), ("decode", summary.decode_us), ("inference", summary.invoke_us))
+        named = [("handler", summary.guest_us), ("waiting", summary.wait_us)]
+        if summary.invoke_us["p95"]:
+            named[1:1] = [("decode", summary.decode_us), ("inference", summary.invoke_us)]
         times = "  ".join(f"{name} {_ms(spent['p50'])}/{_ms(spent['p95'])}" for name, spent in named)
         lines.append(f"times      {times}  (p50/p95 ms)")
     return lines
@@ -43,10 +45,10 @@ def summary_lines(summary: Summary) -> list[str]:
 
 def needs_lines(needs: Needs, limits: Mapping[str, int], *, frames: int, failed: int) -> list[str]:
     """A table, and what to write in the manifest."""
-    rows = [("handler, ms", needs.guest_us, 1e3), ("decode, ms", needs.decode_us, 1e3)]
+    rows = [("handler, ms", needs.guest_us, 1e3)]
     if needs.invoke_us.max:
-        rows.append(("inference, ms", needs.invoke_us, 1e3))
-    rows += [("instructions", needs.gas, 1), ("memory, KiB", needs.memory_bytes, 1024)]
+        rows += [("decode, ms", needs.decode_us, 1e3), ("inference, ms", needs.invoke_us, 1e3)]
+    rows += [("waiting, ms", needs.wait_us, 1e3), ("instructions", needs.gas, 1), ("memory, KiB", needs.memory_bytes, 1024)]
     return [
         f"{frames} frames{f', {failed} of them failed and are not in the figures' if failed else ''}",
         f"{'':14} {'p50':>12} {'p95':>12} {'max':>12}",

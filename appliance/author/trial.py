@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.author.outcome import NOT_RUNNING, Tried, TriedResult
-from appliance.camera.camera import IMAGE_SUFFIXES, Picture
+from appliance.camera.camera import IMAGE_SUFFIXES, Picture, kind_of
 from appliance.camera.feed import CameraFeed
 from appliance.config import CameraConfig, InferenceConfig
 from appliance.errors import ConfigError, HandlerError
@@ -35,13 +35,19 @@ class Named:
 
 
 def cameras(inputs: Sequence[str], *, frames: int | None = None, loop: bool = False) -> list[CameraConfig]:
-    """A lossless camera for each file, directory or URL. Single pictures are all of one source, ``camera``."""
+    """A lossless camera for each file, directory or URL; ConfigError where that is none.
+
+    Single pictures are all of one source, ``camera``.
+    """
     named: list[tuple[str, str]] = []
     for text in inputs:
         single = Path(text).suffix.lower() in IMAGE_SUFFIXES
         others = len([name for name, _ in named if name != "camera"])
         named.append(("camera" if single or not named else f"camera{others + 2}", text))
-    return [CameraConfig(name=name, url=url, lossless=True, loop=loop, frames=frames) for name, url in named]
+    configs = [CameraConfig(name=name, url=url, lossless=True, loop=loop, frames=frames) for name, url in named]
+    for config in configs:
+        kind_of(config)  # now, and not when those before it have been handled
+    return configs
 
 
 async def frames_of(configs: Sequence[CameraConfig], tag: int) -> AsyncGenerator[Named, None]:
@@ -113,6 +119,7 @@ def _tried(named: Named, finished: Finished) -> Tried:
         guest_us=finished.guest_us,
         decode_us=finished.decode_us,
         invoke_us=finished.invoke_us,
+        wait_us=finished.wait_us,
         gas=finished.gas,
         memory_bytes=finished.memory_bytes,
     )

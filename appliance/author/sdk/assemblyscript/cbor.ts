@@ -15,6 +15,13 @@ export class Cbor {
     this.buffer = new StaticArray<u8>(capacity);
   }
 
+  /** Begin anew, in the same buffer. */
+  clear(): Cbor {
+    this.length = 0;
+    this.full = false;
+    return this;
+  }
+
   /** Emit what was written; TOO_BIG where it did not fit. */
   emit(tag: u32): i32 {
     if (this.full) return TOO_BIG;
