@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from appliance.config import InferenceConfig
+from appliance.errors import HandlerError
 from appliance.frame import Frame
 from appliance.inference.broker import Broker
 from appliance.ipc.ring import RingWriter
@@ -21,6 +22,9 @@ from appliance.sandbox.session import Finished
 from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec
 
+LOOK_SECONDS = 0.02
+"""A handler that is being started is looked at so often."""
+
 
 class Player:
     """Gives frames to one handler, by :func:`playing`."""
@@ -30,6 +34,13 @@ class Player:
         self._broker = broker
         self._finished: asyncio.Future[Finished]
         self.host: HandlerHost
+
+    async def started(self) -> None:
+        """Until the handler waits for frames; HandlerError where it cannot be started, at the first try."""
+        while (status := self.host.status).state != "running":
+            if status.last_failure is not None:
+                raise HandlerError(f"{self.host.spec.name} cannot be started: {status.last_failure.message}")
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def play(self, frame: Frame) -> Finished:
         """Have the handler deal with a frame; not while it deals with another."""

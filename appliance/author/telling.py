@@ -48,7 +48,11 @@ def needs_lines(needs: Needs, limits: Mapping[str, int], *, frames: int, failed:
     rows = [("handler, ms", needs.guest_us, 1e3)]
     if needs.invoke_us.max:
         rows += [("decode, ms", needs.decode_us, 1e3), ("inference, ms", needs.invoke_us, 1e3)]
-    rows += [("waiting, ms", needs.wait_us, 1e3), ("instructions", needs.gas, 1), ("memory, KiB", needs.memory_bytes, 1024)]
+    rows += [
+        ("waiting, ms", needs.wait_us, 1e3),
+        ("instructions", needs.gas, 1),
+        ("memory, KiB", needs.memory_bytes, 1024),
+    ]
     return [
         f"{frames} frames{f', {failed} of them failed and are not in the figures' if failed else ''}",
         f"{'':14} {'p50':>12} {'p95':>12} {'max':>12}",

@@ -96,12 +96,14 @@ async def try_out(
 ) -> None:
     """Give a handler the pictures of cameras; ``on_tried`` gets what came of each. Call it in the main thread.
 
-    Returns when all have ended, or the handler is not run any more: the last frame is then NOT_RUNNING.
+    Returns when all have ended, or the handler is not run any more: the last frame is then NOT_RUNNING. HandlerError
+    where it cannot be started.
     """
     async with (
         playing(spec, inference, MAX_PAYLOAD_BYTES + ALIGN, measure=measure) as player,
         aclosing(frames_of(configs, tag_for(spec))) as frames,
     ):
+        await player.started()
         async for named in frames:
             finished = await player.play(named.frame)
             await on_tried(_tried(named, finished), named.frame)
