@@ -131,23 +131,27 @@ def test_handler(
 
     with clear_errors():
         config, spec = _load(config_path, log, directory, settings)
+        configs = cameras(inputs, frames=frames)
         tally = Tally()
         gone = ""
-        with progress(frames * len(inputs) if frames else None) as bar:
+        try:
+            with progress(frames * len(inputs) if frames else None) as bar:
 
-            async def on_tried(tried: "Tried", frame: "Frame") -> None:
-                nonlocal gone
-                tally.see(tried)
-                gone = tried.message if tried.outcome == NOT_RUNNING else ""
-                for line in [msgspec.json.encode(tried).decode()] if as_json else frame_lines(tried):
-                    bar.line(line)
-                if drawings:
-                    await asyncio.to_thread(_draw, drawings, tally.frames, tried, frame)
-                bar.step()
+                async def on_tried(tried: "Tried", frame: "Frame") -> None:
+                    nonlocal gone
+                    tally.see(tried)
+                    gone = tried.message if tried.outcome == NOT_RUNNING else ""
+                    for line in [msgspec.json.encode(tried).decode()] if as_json else frame_lines(tried):
+                        bar.line(line)
+                    if drawings:
+                        await asyncio.to_thread(_draw, drawings, tally.frames, tried, frame)
+                    bar.step()
 
-            _run(try_out(spec, config.inference, cameras(inputs, frames=frames), on_tried))
-        summary = tally.summary()
-        click.echo(msgspec.json.encode({"summary": summary}) if as_json else "\n".join(summary_lines(summary)))
+                _run(try_out(spec, config.inference, configs, on_tried))
+        finally:
+            summary = tally.summary()
+            if tally.frames:
+                click.echo(msgspec.json.encode({"summary": summary}) if as_json else "\n".join(summary_lines(summary)))
         if gone:
             raise HandlerError(f"{spec.name}: {gone}")
     if summary.failed:
