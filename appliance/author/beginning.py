@@ -16,7 +16,11 @@ _HIDDEN = {"gitignore": ".gitignore"}
 """A package has no hidden files."""
 
 _WORDS: Mapping[Language, Mapping[str, str]] = {
-    "c": {"source": "handler.c", "prepare": "", "needs": "The compiler comes with `pip install 'appliance[author]'`."},
+    "c": {
+        "source": "handler.c",
+        "prepare": "",
+        "needs": "The compiler is ziglang, from PyPI: the extra `author` of the appliance brings it.",
+    },
     "rust": {
         "source": "handler.rs",
         "prepare": "",

@@ -3,7 +3,6 @@
 import asyncio
 import signal
 from collections.abc import Coroutine
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +61,7 @@ def new_handler(name: str, language: Any, directory: Path | None) -> None:
 def build_handler(directory: Path) -> None:
     """Compile handler.c, handler.rs or handler.ts of DIR (default: here), and say what admission says of the module.
 
-    C needs ziglang (`pip install 'appliance[author]'`), Rust a rustc with the target wasm32-unknown-unknown,
+    C needs ziglang from PyPI (the extra `author`), Rust a rustc with the target wasm32-unknown-unknown,
     AssemblyScript its compiler (`npm install` in DIR). A handler whose module came ready made is judged alone.
 
     Exit code 1: it does not build, or its module is refused.
@@ -273,8 +272,10 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        with suppress(asyncio.CancelledError):
+        try:
             await task
+        except asyncio.CancelledError:
+            click.echo("interrupted: this is what was done until then", err=True)
 
     asyncio.run(main())
 
