@@ -12,7 +12,8 @@ from appliance.stats import Histogram
 
 DEADLINE_ROOM = 10
 """Times the longest frame: the boxes are slower than what handlers are written on, and busy."""
-LEAST_DEADLINE_MS = 20
+LEAST_DEADLINE_MS = 100
+"""A box that is busy lets a worker wait for the processor, and the clock runs on."""
 GAS_ROOM = 3
 """Times the most instructions: they are the same on every machine, but pictures differ."""
 MEMORY_ROOM = 1.5

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from appliance.author.outcome import NOT_RUNNING, Tried, TriedResult
 from appliance.camera.camera import IMAGE_SUFFIXES, Picture, kind_of
@@ -14,6 +17,7 @@ from appliance.config import CameraConfig, InferenceConfig
 from appliance.errors import ConfigError, HandlerError
 from appliance.frame import Frame, Producer
 from appliance.ipc.ring import ALIGN
+from appliance.manifest import MAX_DEADLINE_MS, MAX_GAS_MILLIONS, MAX_MEMORY_MB
 from appliance.mqtt.result import encode_result
 from appliance.offline import playing
 from appliance.sandbox.emits import DOCUMENTS
@@ -24,6 +28,15 @@ from appliance.source import encode_jpeg
 from appliance.wire import MAX_PAYLOAD_BYTES
 
 CAMERA_TAG = 0x01
+RAISE, MAX_RAISES = 4, 8
+"""A limit under which a handler cannot be started is multiplied, and how often at most."""
+_LIMITS = {
+    "gas": ("gas", MAX_GAS_MILLIONS),
+    "deadline": ("deadline_ms", MAX_DEADLINE_MS),
+    "memory": ("memory_mb", MAX_MEMORY_MB),
+}
+"""Kind of failure -> the limit that was too low, and what it may be at most."""
+_MOST = dict(_LIMITS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,37 @@ async def try_out(
             await on_tried(_tried(named, finished), named.frame)
             if finished.outcome == NOT_RUNNING:
                 return
+
+
+async def fitted(spec: HandlerSpec, inference: InferenceConfig, limits: Mapping[str, int]) -> dict[str, int]:
+    """``limits`` that frames suggest, raised where the handler could not even be started under them.
+
+    What it does before its first frame is measured by nobody, so it is tried. Call it in the main thread.
+    """
+    raised = dict(limits)
+    handlers_log = logging.getLogger(f"handler.{spec.name}")
+    handlers_log.disabled = True  # what fails here is meant to
+    try:
+        for _ in range(MAX_RAISES):
+            kind = await _cannot_start(replace(spec, limits=msgspec.structs.replace(spec.limits, **raised)), inference)
+            key, most = _LIMITS.get(kind, ("", 0))
+            if key not in raised:
+                break
+            raised[key] = min(raised[key] * RAISE, most)
+    finally:
+        handlers_log.disabled = False
+    return {key: value if value == limits[key] else min(2 * value, _MOST[key]) for key, value in raised.items()}
+
+
+async def _cannot_start(spec: HandlerSpec, inference: InferenceConfig) -> str:
+    """The kind of failure; empty where it starts."""
+    async with playing(spec, inference, ALIGN) as player:
+        try:
+            await player.started()
+        except HandlerError:
+            failure = player.host.status.last_failure
+            return failure.kind if failure else ""
+    return ""
 
 
 def _tried(named: Named, finished: Finished) -> Tried:

@@ -191,7 +191,7 @@ def bench_handler(
     """  # noqa: D301 - click wants the character \b
     from appliance.author.tally import needs_of, suggest  # noqa: PLC0415
     from appliance.author.telling import needs_lines  # noqa: PLC0415
-    from appliance.author.trial import cameras, try_out  # noqa: PLC0415
+    from appliance.author.trial import cameras, fitted, try_out  # noqa: PLC0415
     from appliance.console import progress  # noqa: PLC0415
 
     with clear_errors():
@@ -210,7 +210,7 @@ def bench_handler(
         if needs is None:
             why = f" ({failed[-1].outcome}: {failed[-1].message})" if failed else ""
             raise HandlerError(f"{spec.name}: no frame went well{why}, so nothing was measured")
-        limits = suggest(needs)
+        limits = asyncio.run(fitted(spec, config.inference, suggest(needs)))
         if as_json:
             document = {"frames": len(seen), "failed": len(failed), "needs": needs, "limits": limits}
             click.echo(msgspec.json.encode(document))

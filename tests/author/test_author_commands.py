@@ -29,6 +29,12 @@ APPLIANCE_EXPORT(handle) int32_t handle(void) {
   return appliance_emit(0x20, APPLIANCE_BYTES, samples, sizeof samples);
 }
 """
+LONG_INIT = """
+#include "appliance.h"
+static volatile uint32_t n;
+APPLIANCE_EXPORT(init) int32_t init(void) { for (int i = 0; i < 500000; i++) n++; return 0; }
+APPLIANCE_EXPORT(handle) int32_t handle(void) { return 0; }
+"""
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -104,6 +110,13 @@ def test_json_is_an_object_a_line(trapping: Path, pictures: Path) -> None:
     assert (last["summary"]["frames"], last["summary"]["faults"]) == (2, {"trap": 1})
 
 
+def test_a_handler_that_fails_on_every_frame_is_given_up(trapping: Path, pictures: Path) -> None:
+    tried = run("test", trapping, *[pictures / "000-gray.jpg"] * 40)
+    assert tried.returncode == 1
+    assert "frames     33, failed 33 (trap 32, unavailable 1)" in tried.stdout
+    assert tried.stderr.splitlines()[-1].startswith("appliance: trapping: the handler is not running; last failure: ")
+
+
 def test_frames_bounds_an_endless_input(handler: Path) -> None:
     tried = run("test", handler, "synthetic:", "--frames", "3")
     assert tried.returncode == 0, tried.stderr
@@ -169,6 +182,21 @@ def test_bench_suggests_limits_under_which_it_runs(handler: Path, pictures: Path
     assert tomllib.loads(toml + limits)["limits"]["memory_mb"] == 1
     (measured / "handler.toml").write_text(f'engine = "{engine}"\n{manifest}{toml}{limits}')
     assert run("test", measured, pictures).returncode == 0
+
+
+def test_limits_leave_room_for_what_is_done_before_the_first_frame(tmp_path: Path, pictures: Path) -> None:
+    directory = tmp_path / "tables"
+    assert run("new", "tables", "--dir", directory).returncode == 0
+    (directory / "handler.c").write_text(LONG_INIT)
+    manifest = directory / "handler.toml"
+    manifest.write_text(manifest.read_text("utf-8").replace("deadline_ms = 200", "deadline_ms = 5000"))
+    assert run("build", directory).returncode == 0
+    ran = run("bench", directory, pictures, "--frames", "2", "--json")
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert told["needs"]["gas"]["max"] < 1_000_000
+    assert 10 < told["limits"]["gas"] < 1000
+    assert ran.stderr == ""
 
 
 def test_bench_says_where_no_frame_went_well(trapping: Path, pictures: Path) -> None:

@@ -61,11 +61,11 @@ def test_lines_steer_no_terminal() -> None:
 
 
 def test_limits_have_room_and_are_easy_to_read() -> None:
-    needs = needs_of([GOOD, msgspec.structs.replace(GOOD, guest_us=4000), TRAPPED])
+    needs = needs_of([GOOD, msgspec.structs.replace(GOOD, guest_us=40_000), TRAPPED])
     assert needs is not None
-    assert (needs.guest_us.p50, needs.guest_us.max) == (900, 4000)
+    assert (needs.guest_us.p50, needs.guest_us.max) == (900, 40_000)
     limits = suggest(needs)
-    assert limits == {"deadline_ms": 50, "gas": 2, "memory_mb": 1}
+    assert limits == {"deadline_ms": 500, "gas": 2, "memory_mb": 1}
     lines = needs_lines(needs, limits, frames=3, failed=1)
     assert lines[0] == "3 frames, 1 of them failed and are not in the figures"
     assert "\n".join(lines).endswith(as_toml(limits))
