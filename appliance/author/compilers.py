@@ -4,12 +4,14 @@ They are started inside the directory, so that no path of this machine gets into
 """
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 from appliance.errors import DeviceError, HandlerError
@@ -57,13 +59,15 @@ RUST_FLAGS = (
     "-Ccodegen-units=1",
     "-Ctarget-feature=+bulk-memory,+sign-ext,+nontrapping-fptoint,+mutable-globals",
 )
+_RUST_MEMORY = (f"-Clink-arg=-zstack-size={RUST_STACK_BYTES}", f"-Clink-arg=--max-memory={MEMORY_BYTES}")
 RUST_LINK_FLAGS = (
     "--crate-type=cdylib",
     "-Clto=fat",
     "-Cstrip=symbols",
-    f"-Clink-arg=-zstack-size={RUST_STACK_BYTES}",
-    f"-Clink-arg=--max-memory={MEMORY_BYTES}",
+    *_RUST_MEMORY,
 )
+CARGO_RUST_FLAGS = (RUST_FLAGS[-1], *_RUST_MEMORY)
+"""The others are in its Cargo.toml."""
 NEWER_RUST_FLAGS = ("-Ctarget-cpu=mvp",)
 """Debian's has this target by default, later ones have features that no module may use here."""
 _OWN_WARNING = "unknown feature specified for `-Ctarget-feature`"
@@ -95,7 +99,12 @@ def compile_c(directory: Path, module: Path) -> str:
 
 
 def compile_rust(directory: Path, module: Path, rustc: Path | None = None) -> str:
-    """Compile handler.rs into the file ``module``, by ``rustc`` or the one that is found; the compiler's warnings."""
+    """Compile handler.rs into the file ``module``, by ``rustc`` or the one that is found; the compiler's warnings.
+
+    Where its Cargo.toml names other crates than the SDK, by cargo.
+    """
+    if rustc is None and _crates(directory) - {"appliance"}:
+        return _compile_by_cargo(directory, module)
     rustc = rustc or find_rustc()
     debian = _version(rustc) == DEBIAN_RUSTC_VERSION
     common = [str(rustc), *RUST_FLAGS, *(() if debian else NEWER_RUST_FLAGS)]
@@ -105,6 +114,39 @@ def compile_rust(directory: Path, module: Path, rustc: Path | None = None) -> st
         warnings = _run([*common, *crate], sdk_of(directory, "rust")).stderr
         link = [*RUST_LINK_FLAGS, "--crate-name=handler", f"--extern=appliance={library}"]
         return _heeded(warnings + _run([*common, *link, "-o", str(module), "handler.rs"], directory).stderr)
+
+
+def _crates(directory: Path) -> set[str]:
+    """What Cargo.toml says the handler depends on; BuildError where it is none."""
+    path = directory / "Cargo.toml"
+    try:
+        return set(tomllib.loads(path.read_text("utf-8")).get("dependencies", {}))
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{path}: {error}") from error
+
+
+def _compile_by_cargo(directory: Path, module: Path) -> str:
+    cargo = shutil.which("cargo")
+    if cargo is None:
+        raise ToolchainMissingError(
+            f"{directory / 'Cargo.toml'} names other crates, and building those needs cargo: https://rustup.rs, or "
+            "apt-get install cargo"
+        )
+    command = [cargo, "build", "--release", f"--target={RUST_TARGET}", "--message-format=json-render-diagnostics"]
+    done = _run(command, directory, {**os.environ, "RUSTFLAGS": " ".join((*NEWER_RUST_FLAGS, *CARGO_RUST_FLAGS))})
+    made = [
+        Path(name)
+        for line in done.stdout.splitlines()
+        if line.startswith("{")
+        for name in json.loads(line).get("filenames", ())
+        if name.endswith(".wasm")
+    ]
+    if not made:
+        raise BuildError(f"{directory / 'Cargo.toml'}: makes no module; it needs crate-type = ['cdylib'] in [lib]")
+    shutil.copyfile(made[-1], module)
+    return done.stderr if "warning" in done.stderr else ""
 
 
 def _heeded(warnings: str) -> str:

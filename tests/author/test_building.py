@@ -1,6 +1,9 @@
 """Compilers that are not there, sources that do not build, and modules that came ready made."""
 
 import importlib.metadata
+import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,62 @@ def test_a_rustc_without_the_target_is_passed_over(tmp_path: Path, monkeypatch: 
     assert find_rustc() == debian
     on_path.write_text(f"#!/bin/sh\necho {tmp_path}\n")
     assert find_rustc() == on_path
+
+
+def with_another_crate(directory: Path) -> Path:
+    """A new handler in Rust that needs a crate beside the SDK."""
+    begin("brightness", "rust", directory)
+    (directory / "half" / "src").mkdir(parents=True)
+    (directory / "half" / "Cargo.toml").write_text('[package]\nname = "half"\nversion = "1.0.0"\nedition = "2021"\n')
+    (directory / "half" / "src" / "lib.rs").write_text(
+        "#![no_std]\npub fn of(value: f64) -> f64 {\n    value / 2.0\n}\n"
+    )
+    manifest = directory / "Cargo.toml"
+    manifest.write_text(
+        manifest.read_text("utf-8").replace("[dependencies]\n", '[dependencies]\nhalf = { path = "half" }\n')
+    )
+    source = directory / "handler.rs"
+    source.write_text(source.read_text("utf-8").replace("brightness < dark()?", "half::of(brightness) < dark()?"))
+    return directory
+
+
+def test_other_crates_are_built_by_cargo(tmp_path: Path) -> None:
+    directory = with_another_crate(tmp_path / "new")
+    cargo = shutil.which("cargo")
+    if cargo is None:
+        pytest.skip("needs cargo")
+    rustc = subprocess.run(
+        [cargo, "rustc", "-q", "--target=wasm32-unknown-unknown", "--", "--print=target-libdir"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if rustc.returncode or not Path(rustc.stdout.strip()).is_dir():
+        pytest.skip("needs cargo with the target wasm32-unknown-unknown")
+    assert build(directory, "handler.wasm").size > 1000
+
+
+def test_a_module_is_where_cargo_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a cargo that is played."""
+    directory = with_another_crate(tmp_path / "new")
+    (tmp_path / "made.wasm").write_bytes(b"\0asm made")
+    (tmp_path / "bin").mkdir()
+    cargo = tmp_path / "bin" / "cargo"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(ToolchainMissingError, match="apt-get install cargo"):
+        build(directory, "handler.wasm")
+    said = json.dumps({"reason": "compiler-artifact", "filenames": [str(tmp_path / "made.wasm")]})
+    cargo.write_text(f"#!/bin/sh\necho '{said}'\necho warning: mind >&2\n")
+    cargo.chmod(0o755)
+    assert build(directory, "handler.wasm").warnings == "warning: mind"
+    assert (directory / "handler.wasm").read_bytes() == b"\0asm made"
+    cargo.write_text("#!/bin/sh\necho '{}'\n")
+    with pytest.raises(BuildError, match="makes no module"):
+        build(directory, "handler.wasm")
+    (directory / "Cargo.toml").write_text("[")
+    with pytest.raises(BuildError, match=r"Cargo\.toml: "):
+        build(directory, "handler.wasm")
 
 
 def test_without_node_or_its_compiler_what_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
