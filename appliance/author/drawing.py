@@ -81,9 +81,15 @@ def _short(value: Any) -> str:
 
 
 def annotated(jpeg: bytes, drawn: Sequence[Mark]) -> bytes:
-    """The picture as JPEG with the marks on it: boxes where they are, other text at the top left."""
-    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as opened:
-        image = opened.convert("RGB")
+    """The picture as JPEG with the marks on it: boxes where they are, other text at the top left.
+
+    ValueError where it cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as opened:
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError) as error:  # what Pillow raises about damaged files
+        raise ValueError(f"the picture cannot be decoded: {error}") from error
     draw = ImageDraw.Draw(image, "RGBA")
     size = max(12, min(image.size) // 32)
     font = ImageFont.load_default(size)

@@ -11,7 +11,7 @@ import msgspec
 
 from appliance.cli.options import clear_errors, config_option, effective, log_option, settings_of
 from appliance.config import Config, HandlerConfig
-from appliance.errors import HandlerError
+from appliance.errors import ConfigError, HandlerError
 from appliance.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -287,6 +287,11 @@ def _draw(directory: Path, number: int, tried: "Tried", frame: "Frame") -> None:
     drawn = [mark for result in tried.results for mark in marks(result.value)]
     if tried.outcome != "ok":
         drawn.append(Mark(f"{tried.outcome}: {tried.message}"))
-    directory.mkdir(parents=True, exist_ok=True)
-    name = f"{number:06d}-{Path(tried.frame).stem}.jpg"
-    (directory / name).write_bytes(annotated(bytes(frame.payload), drawn))
+    try:
+        picture = annotated(bytes(frame.payload), drawn)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{number:06d}-{Path(tried.frame).stem}.jpg").write_bytes(picture)
+    except ValueError as error:
+        click.echo(f"{tried.frame}: not drawn: {error}", err=True)
+    except OSError as error:
+        raise ConfigError(f"--annotate {directory}: cannot be written: {error.strerror}") from error

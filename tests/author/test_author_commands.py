@@ -92,6 +92,12 @@ def test_a_line_for_each_result_and_a_summary(handler: Path, pictures: Path, tmp
         assert max(image.convert("L").tobytes()) > 200  # text on what was black
 
 
+def test_a_place_for_drawings_that_cannot_be_written_is_named(handler: Path, pictures: Path) -> None:
+    tried = run("test", handler, pictures, "--annotate", pictures / "000-gray.jpg" / "drawn")
+    assert tried.returncode == 2
+    assert "000-gray.jpg/drawn: cannot be written: Not a directory" in tried.stderr.splitlines()[-1]
+
+
 def test_a_failed_frame_is_told_with_its_place_and_makes_the_exit_code(trapping: Path, pictures: Path) -> None:
     tried = run("test", trapping, pictures)
     assert tried.returncode == 1
@@ -184,6 +190,7 @@ def test_bench_suggests_limits_under_which_it_runs(handler: Path, pictures: Path
     assert run("test", measured, pictures).returncode == 0
 
 
+@pytest.mark.slow
 def test_limits_leave_room_for_what_is_done_before_the_first_frame(tmp_path: Path, pictures: Path) -> None:
     directory = tmp_path / "tables"
     assert run("new", "tables", "--dir", directory).returncode == 0

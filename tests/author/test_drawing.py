@@ -61,6 +61,12 @@ def test_anything_can_be_drawn(value: object) -> None:
         image.load()
 
 
+def test_a_damaged_picture_is_a_value_error() -> None:
+    for damaged in (b"", gray_jpeg(9)[:200], b"GIF89a"):
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            annotated(damaged, [])
+
+
 def test_a_box_is_where_it_belongs() -> None:
     with Image.open(io.BytesIO(annotated(gray_jpeg(0, (200, 200)), [Mark("", (50, 60, 150, 160))]))) as image:
         shown = image.convert("L")

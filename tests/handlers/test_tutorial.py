@@ -34,7 +34,7 @@ def block(language: str) -> str:
     return str(found[0])
 
 
-@pytest.fixture(params=LANGUAGES)
+@pytest.fixture(params=["c", "rust", pytest.param("assemblyscript", marks=pytest.mark.slow)])
 def brightness(request: pytest.FixtureRequest, build: ModuleType, tmp_path: Path) -> Path:
     """A new handler with the code of the page."""
     begin("brightness", request.param, tmp_path)
