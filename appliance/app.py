@@ -5,8 +5,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,44 @@ import msgspec
 import appliance
 from appliance.camera.camera import kind_of
 from appliance.config import Config, PeerConfig, check_config, device_name
+from appliance.control import Control
+from appliance.deploy.download import Downloads
+from appliance.deploy.fleet_topics import FleetTopics
+from appliance.deploy.report import DeviceReport, HandlerReport, encode_report
+from appliance.deploy.store import Store
+from appliance.deploy.trust import Trust, read_root
+from appliance.deployer import Deployer
+from appliance.device.log_levels import LogLevels
 from appliance.device.memory import proportional_kb
 from appliance.device.state import StateDirectory, read_secret
-from appliance.errors import ConfigError
+from appliance.device.thermal import cpu_temperature
+from appliance.discovery import Discovery, View, cameras_of
+from appliance.errors import ApplianceError, ConfigError
 from appliance.faults import FaultKeeper
 from appliance.frame import Frame
-from appliance.health import camera_document, handler_document, model_document, overall
 from appliance.inference.broker import Broker
 from appliance.ipc.ring import RingWriter
+from appliance.log_feed import LogFeed
+from appliance.mqtt.homeassistant import Box
 from appliance.mqtt.private_broker import PrivateBroker
 from appliance.publisher import Publisher
+from appliance.reload import Reloading, load_handlers
+from appliance.remote import Remote
+from appliance.rollout.admitting import admit, load_slot
 from appliance.sandbox.admission.admit import Admission
-from appliance.sandbox.capsule import Crash
 from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.spawning import Zygote
-from appliance.sandbox.spec import HandlerSpec, load_handler
+from appliance.sandbox.spec import HandlerSpec
+from appliance.serving import Serving
+from appliance.snapshot import Snapshots
 from appliance.source_process import SourceEnd, SourceOrder, SourceProcess
-from appliance.summary import Summary, Verdicts, summarise
+from appliance.summary import Summary, Verdicts, counted, dropped_by_cause, summarise
+from appliance.telling import Telling
 from appliance.transport.identity import ensure_certificate
 from appliance.transport.link import is_loopback
 from appliance.transport.peer import Address
 from appliance.zipper.access import Access
 from appliance.zipper.core import Ticket, Zipper
-from appliance.zipper.handlers import LocalHandler
 from appliance.zipper.server import Door, SourceStatus, zipper_server
 
 log = logging.getLogger(__name__)
@@ -68,7 +83,15 @@ class LastResult:
 class Appliance:
     """One box: zipper, handlers, models and publisher, and the cameras unless ``cameras`` is False."""
 
-    def __init__(self, config: Config, state: StateDirectory, *, cameras: bool = True) -> None:
+    def __init__(
+        self,
+        config: Config,
+        state: StateDirectory,
+        *,
+        cameras: bool = True,
+        reread: Callable[[], Config] | None = None,
+    ) -> None:
+        """``reread`` gives the configuration as it is now; None: there is no file to read it from again."""
         check_config(config)
         self._config = config
         self._state = state
@@ -80,11 +103,16 @@ class Appliance:
         self.last: dict[str, LastResult] = {}
         self.verdicts = Verdicts()
         self.memory_kb: dict[str, int] = {}
+        self.temperature: float | None = None
         self.up = asyncio.Event()
         """Everything is built and the cameras have been started."""
+        self.reload_wanted = asyncio.Event()
+        """Set it to have the configuration read again."""
+        self._reread = reread
         self._sources: list[SourceProcess] = []
-        self.handlers: list[LocalHandler] = []
-        self._said: dict[str, Mapping[str, Any]] = {}
+        self._withheld: set[tuple[str, str, int]] = set()
+        self.deployed: set[str] = set()
+        """Handlers that the fleet has in hand."""
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -101,6 +129,7 @@ class Appliance:
                     tasks.create_task(self._keep_status(), name="status"),
                     tasks.create_task(self._keep_faults(), name="faults"),
                     tasks.create_task(self._keep_measuring(), name="memory"),
+                    tasks.create_task(self._keep_reloading(), name="reload"),
                 ]
                 working = tasks.create_task(self._work(), name="cameras")
                 stopping = tasks.create_task(stop.wait(), name="stop")
@@ -114,7 +143,7 @@ class Appliance:
             connected = self.publisher.stats.connection.connected
             await self.publisher.drained(SETTLE_SECONDS if connected else AWAY_SECONDS)
             captured, dropped = self.captured, self.dropped()
-            handlers = {handler.spec.name: handler.status.state for handler in self.handlers}
+            handlers = {name: handler.status.state for name, handler in self.serving.live.items()}
         return summarise(  # now that the publisher has stored what the broker did not take
             captured=captured,
             dropped=dropped,
@@ -135,19 +164,34 @@ class Appliance:
             self._broker_process = await stack.enter_async_context(PrivateBroker(self._state.broker))
             self.broker_url = self._broker_process.url
         mqtt = msgspec.structs.replace(config.mqtt, url=self.broker_url)
-        self.publisher = Publisher(mqtt, self.device, self._state.spool, extra=self._counters)
+        also = (config.homeassistant.prefix,)
+        self.publisher = Publisher(mqtt, self.device, self._state.spool, also=also, extra=self._counters)
         await stack.enter_async_context(self.publisher)
+        self.control = await stack.enter_async_context(Control(mqtt, self.device))
+        self._log_feed = stack.enter_context(LogFeed(self.control, self.publisher.topics, mqtt.log_level))
+        self._telling = Telling(self.publisher.topics, self.publisher.set_retained, self.publisher.clear_retained)
         ring = stack.enter_context(RingWriter(config.zipper.ring_mb << 20))
         self.inference = Broker(ring.fd, config.inference.timeout_seconds)
         self.zipper = Zipper(ring, self.inference.forget)
         self._zygote = await stack.enter_async_context(Zygote(ring.fd))
         await stack.enter_async_context(self.inference)
-        self._attach_publisher(specs)
+        self.zipper.attach(PUBLISHER, config.mqtt.tags, PUBLISHER_CAPACITY, self._publish)
         self._faults = await stack.enter_async_context(FaultKeeper(self._state.capsules, self._state.quarantine))
         self._admission = Admission(self._state.modules)
-        self._guest_models = GuestModelStore(self._state.guest_models, config.inference)
+        self.serving = Serving(
+            self.zipper,
+            self._zygote,
+            self.inference,
+            admission=self._admission,
+            guest_models=GuestModelStore(self._state.guest_models, config.inference),
+            faults=self._faults,
+            capsules=config.device.capsules,
+            on_change=self._follow_handlers,
+        )
+        await stack.enter_async_context(self.serving)
         for spec in specs:
-            await self._start_handler(stack, spec)
+            await self.serving.start(spec)
+        await self._build_deployer(stack, {spec.name for spec in specs})
         self.door = Door(self.zipper, access, self.device)
         server = zipper_server(
             self.door, config.zipper.host, config.zipper.port, certificate, config.zipper.max_connections
@@ -156,29 +200,109 @@ class Appliance:
         host = config.zipper.host if is_loopback(config.zipper.host) else "127.0.0.1"
         self._address = Address(host, self.port, certificate[0])
         stack.enter_context(self._state.announced(host, self.port))
+        await self._build_remote(stack, specs)
+        await self._build_discovery(stack)
 
-    async def _start_handler(self, stack: AsyncExitStack, spec: HandlerSpec) -> None:
-        quarantined = await self._faults.quarantined(spec)
-        handler = LocalHandler(
-            spec,
-            self.zipper,
-            self._zygote,
-            self.inference,
-            admission=self._admission,
-            guest_models=self._guest_models,
-            quarantined=quarantined,
-            on_crash=self._faults.crashed if self._config.device.capsules else _nothing,
+    async def _build_deployer(self, stack: AsyncExitStack, taken: Collection[str]) -> None:
+        """Handlers from the fleet, where there is one; those that were active are started."""
+        fleet = self._config.fleet
+        if not fleet.name:
+            return
+        directory = self._state.deploy
+        topics = FleetTopics(fleet.prefix, fleet.name)
+        store = await asyncio.to_thread(Store, directory, fleet.quota_mb << 20)
+        deployer = Deployer(
+            fleet,
+            self.device,
+            topics=topics,
+            ears=self.control,
+            trust=await asyncio.to_thread(lambda: Trust(directory, read_root(fleet))),
+            store=store,
+            downloads=Downloads(topics, self.control, store),
+            serving=self.serving,
+            load=lambda path, name, slot: load_slot(path, name, slot, self._config.inference),
+            admit=lambda spec: admit(spec, self._admission, self.inference),
+            report=self._report,
+            taken={*taken, PUBLISHER},
         )
-        self._faults.watch(handler)
-        self.handlers.append(await stack.enter_async_context(handler))
+        await stack.enter_async_context(deployer)
+        await deployer.start_active()
+
+    def _report(self, handler: str | None, report: HandlerReport | DeviceReport | None) -> None:
+        topics = self.publisher.topics
+        topic = topics.deployed(handler) if handler else topics.deployment
+        if report is None:
+            self.deployed.discard(handler or "")
+            self.publisher.clear_retained(topic)
+        else:
+            self.deployed.update([handler] if handler else [])
+            self.publisher.set_retained(topic, encode_report(report))
+
+    async def _build_discovery(self, stack: AsyncExitStack) -> None:
+        """Also where it is off: what an earlier run has announced is taken back then."""
+        config = self._config
+        self.temperature = await asyncio.to_thread(cpu_temperature)
+        box = Box(
+            self.publisher.topics,
+            config.homeassistant.prefix,
+            appliance.__version__,
+            readable=config.mqtt.format == "json",
+            temperature=self.temperature is not None,
+        )
+        view = View(
+            handlers=lambda: [handler.spec for handler in self.serving.live.values()],
+            cameras=lambda: cameras_of(self._config),
+            deployed=lambda: self.deployed,
+            ready=self.up.is_set,
+        )
+        memory = self._state.path / "homeassistant.json"
+        on = config.homeassistant.discovery
+        self._discovery = Discovery(box, view, self.publisher, memory, on=on, ears=self.control)
+        await stack.enter_async_context(self._discovery)
+
+    async def _build_remote(self, stack: AsyncExitStack, specs: list[HandlerSpec]) -> None:
+        """What may be asked of this box from elsewhere."""
+        config = self._config
+        emitting = (peer.emits for peer in config.zipper.peers if "source" in peer.roles)
+        tags = {camera.tag for camera in config.cameras}.union(*emitting)
+        self._levels = LogLevels(config.log.level)
+        self._reloading = Reloading(
+            config,
+            specs,
+            self.serving,
+            reread=self._reread,
+            apply=self._reloaded,
+            reserved=(PUBLISHER,),
+            deployed=lambda: self.deployed,
+        )
+        self._remote = Remote(
+            self.control,
+            self.publisher.topics,
+            config.mqtt.commands,
+            changes=self._reloading,
+            pictures=Snapshots(self.zipper, self.inference, lambda: self.door.sources, lambda: tags),
+            levels=self._levels,
+        )
+        await stack.enter_async_context(self._remote)
+
+    def _reloaded(self, config: Config) -> None:
+        """Another configuration is in force: what of it can change while the box runs is :data:`LIVE`."""
+        self._config = config
+        self._levels.set_base(config.log.level)
+        self._log_feed.set_level(config.mqtt.log_level)
+        self._remote.commands = frozenset(config.mqtt.commands)
+        self._discovery.on = config.homeassistant.discovery
+        self.serving.capsules = config.device.capsules
+
+    async def _keep_reloading(self) -> None:
+        while True:
+            await self.reload_wanted.wait()
+            self.reload_wanted.clear()
+            with suppress(ApplianceError):  # which it has told the log
+                await self._reloading.reload()
 
     def _load_handlers(self) -> list[HandlerSpec]:
-        specs = [load_handler(handler, self._config.inference) for handler in self._config.handlers]
-        names = [spec.name for spec in specs]
-        for name in names:
-            if names.count(name) > 1 or name == PUBLISHER:
-                raise ConfigError(f"handlers: the name {name!r} is taken; give one of them another `name`")
-        return specs
+        return list(load_handlers(self._config, (PUBLISHER,)).values())
 
     # --- cameras ---------------------------------------------------------------------------------------------
 
@@ -201,7 +325,7 @@ class Appliance:
     async def _handlers_ready(self) -> None:
         """A frame that comes before its handler is up would be dropped for nothing."""
         deadline = time.monotonic() + HANDLERS_READY_SECONDS
-        while any(handler.status.state == "starting" for handler in self.handlers):
+        while any(handler.status.state == "starting" for handler in self.serving.live.values()):
             if time.monotonic() > deadline:
                 log.warning("event=handlers_not_ready after_s=%.0f", HANDLERS_READY_SECONDS)
                 return
@@ -215,15 +339,17 @@ class Appliance:
 
     # --- publisher as an observer ----------------------------------------------------------------------------
 
-    def _attach_publisher(self, specs: list[HandlerSpec]) -> None:
-        self._withheld = {(spec.name, tag) for spec in specs for tag, publish in spec.emits.items() if not publish}
-        emitted = {tag for spec in specs for tag, publish in spec.emits.items() if publish}
-        self.zipper.attach(PUBLISHER, emitted | {*self._config.mqtt.tags}, PUBLISHER_CAPACITY, self._publish)
+    def _follow_handlers(self) -> None:
+        """What is published is what those emit that are served now."""
+        emits = [(spec, tag, publish) for spec in self.serving.specs for tag, publish in spec.emits.items()]
+        self._withheld = {(spec.name, spec.version, tag) for spec, tag, publish in emits if not publish}
+        emitted = {tag for _, tag, publish in emits if publish}
+        self.zipper.observe(PUBLISHER, emitted | {*self._config.mqtt.tags})
 
     def _publish(self, ticket: Ticket) -> None:
         frame = ticket.frame
-        handler = frame.producer.handler if frame.producer else ""
-        if (handler, frame.tag) in self._withheld:
+        handler, version = (frame.producer.handler, frame.producer.version) if frame.producer else ("", "")
+        if (handler, version, frame.tag) in self._withheld:
             self.zipper.finished(PUBLISHER, ticket)
             return
         before = self.last.get(handler)
@@ -245,31 +371,8 @@ class Appliance:
             await asyncio.sleep(STATUS_SECONDS)
 
     def _say(self) -> None:
-        """Retained states, each only when it has changed."""
-        topics = self.publisher.topics
-        cameras = {name: camera_document(status) for name, status in self.door.sources.items()}
-        handlers = {h.spec.name: handler_document(h.spec.version, h.status) for h in self.handlers}
-        models = {status.name.replace(".", "-"): model_document(status) for status in self.inference.status()}
-        for name, document in cameras.items():
-            self._say_one(topics.camera(name), document)
-        for name, document in handlers.items():
-            self._say_one(topics.handler(name), document)
-        state = overall(cameras.values(), handlers.values(), models.values())
-        self._say_one(
-            topics.status,
-            {
-                "state": state,
-                "version": appliance.__version__,
-                "cameras": {name: document["state"] for name, document in cameras.items()},
-                "handlers": {name: document["state"] for name, document in handlers.items()},
-                "models": models,
-            },
-        )
-
-    def _say_one(self, topic: str, document: Mapping[str, Any]) -> None:
-        if self._said.get(topic) != document:
-            self._said[topic] = document
-            self.publisher.set_retained(topic, document)
+        handlers = {name: (handler.spec.version, handler.status) for name, handler in self.serving.live.items()}
+        self._telling.say(self.door.sources, handlers, self.inference.status())
 
     async def _keep_measuring(self) -> None:
         while True:
@@ -277,7 +380,8 @@ class Appliance:
             await asyncio.sleep(MEMORY_SECONDS)
 
     async def _measure(self) -> None:
-        """Proportional set size of every process, KiB: the last figure of one that has ended stays."""
+        """How warm the box is, and the proportional set size of every process, KiB: of one that has ended, the last."""
+        self.temperature = await asyncio.to_thread(cpu_temperature)
         for name, pid in self.processes().items():
             size = await asyncio.to_thread(proportional_kb, pid)
             if size:
@@ -292,44 +396,32 @@ class Appliance:
         found: dict[str, int | None] = {"zipper": os.getpid(), "zygote": self._zygote.pid}
         if not self._config.mqtt.url:
             found["broker"] = self._broker_process.pid
-        found |= {f"worker/{handler.spec.name}": handler.status.pid for handler in self.handlers}
+        found |= {f"worker/{name}": handler.status.pid for name, handler in self.serving.live.items()}
+        found |= {f"shadow/{name}": handler.status.pid for name, handler in self.serving.shadows.items()}
         found |= {f"model/{status.name}": status.pid for status in self.inference.status()}
         found |= {f"source/{source.name}": source.pid for source in self._sources}
         return {name: pid for name, pid in found.items() if pid is not None}
 
     def dropped(self) -> Counter[str]:
         """Frames that did not get where they should, by cause."""
-        dropped: Counter[str] = Counter()
-        for status in self.door.sources.values():
-            if status.report is not None:
-                for cause, count in status.report.counters.items():
-                    if cause.startswith("dropped_"):
-                        dropped[f"source_{cause.removeprefix('dropped_')}"] += count
-        for name, observer in self.zipper.observers.items():
-            dropped[f"slot_{name}"] += observer.counters.dropped
-        dropped["memory"] += self.zipper.totals.dropped_memory
-        for handler in self.handlers:
-            dropped[f"failed_{handler.spec.name}"] += handler.failed.total()
-        return +dropped
+        failed = {name: handler.failed.total() for name, handler in self.serving.live.items()}
+        return dropped_by_cause(self.door.sources, self.zipper.observers, self.zipper.totals, failed)
 
     @property
     def captured(self) -> int:
         """Pictures that the cameras gave, by their sources' last word."""
-        reports = [status.report for status in self.door.sources.values()]
-        return sum(report.counters.get("captured", 0) for report in reports if report is not None)
+        return counted(self.door.sources, "captured")
 
     def _counters(self) -> Mapping[str, Any]:
         """For the stats message."""
+        temperature = {} if self.temperature is None else {"temperature_c": round(self.temperature, 1)}
         return {
+            **temperature,
             "captured": self.captured,
             "received": self.zipper.totals.received,
             "dropped": self.dropped(),
             "memory_kb": self.memory_kb,
         }
-
-
-def _nothing(_crash: Crash) -> None:
-    """The operator wants no capsules."""
 
 
 def _with_secrets(config: Config) -> tuple[PeerConfig, ...]:

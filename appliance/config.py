@@ -15,7 +15,7 @@ from appliance.errors import ConfigError
 from appliance.frame import MAX_NAME, MAX_TAG, NAME_PATTERN, RESERVED_TAGS, is_name
 
 Name = Annotated[
-    str, msgspec.Meta(pattern=f"^{NAME_PATTERN.pattern}$", description="lower-case letters, digits, - and _")
+    str, msgspec.Meta(pattern=rf"^{NAME_PATTERN.pattern}\Z", description="lower-case letters, digits, - and _")
 ]
 Tag = Annotated[int, msgspec.Meta(ge=0, le=MAX_TAG)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]

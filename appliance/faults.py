@@ -29,9 +29,8 @@ class FaultKeeper:
     def __init__(self, capsules: Path, quarantine: Path) -> None:
         self._capsules = Capsules(capsules)
         self._quarantines = Quarantines(quarantine)
-        self._modules: dict[str, str] = {}
-        self._handlers: dict[str, LocalHandler] = {}
-        self._recorded: dict[str, bool] = {}
+        self._handlers: list[LocalHandler] = []
+        self._recorded: dict[LocalHandler, bool] = {}
         """Handlers in quarantine: whether the record is on the disk. Without it, its absence releases nobody."""
         self._disk = asyncio.Lock()
         self._writes = 0
@@ -49,16 +48,21 @@ class FaultKeeper:
 
     async def quarantined(self, spec: HandlerSpec) -> Failure | None:
         """Why this version of a handler may not run; None where it may."""
-        self._modules[spec.name] = (await asyncio.to_thread(hashlib.sha256, spec.module)).hexdigest()
         record = await asyncio.to_thread(self._quarantines.read, spec.name)
-        if record is None or not record.is_about(spec.version, self._modules[spec.name]):
+        if record is None or not record.is_about(spec.version, await asyncio.to_thread(_digest, spec)):
             return None
-        self._recorded[spec.name] = True
         return record.failure
 
-    def watch(self, handler: LocalHandler) -> None:
-        """:meth:`crashed` and :meth:`keep` are about this handler, too."""
-        self._handlers[handler.spec.name] = handler
+    def watch(self, handler: LocalHandler, *, recorded: bool = False) -> None:
+        """:meth:`crashed` and :meth:`keep` are about this handler, too; ``recorded``: it is in quarantine already."""
+        self._handlers.append(handler)
+        if recorded:
+            self._recorded[handler] = True
+
+    def unwatch(self, handler: LocalHandler) -> None:
+        """It is not served any more. What the disk has of it stays there."""
+        self._handlers.remove(handler)
+        self._recorded.pop(handler, None)
 
     # --- capsules --------------------------------------------------------------------------------------------
 
@@ -74,29 +78,35 @@ class FaultKeeper:
         name = crash.spec.name
         try:
             async with self._disk:
-                file = await asyncio.to_thread(self._store, crash, self._modules[name])
+                file = await asyncio.to_thread(self._store, crash)
         except OSError as error:
             log.warning("event=capsule_not_written handler=%s error=%s", name, error)
         else:
             log.warning("event=capsule_written handler=%s kind=%s file=%s", name, crash.failure.kind, file)
-            self._handlers[name].written(crash.failure, file)
+            for handler in self._handlers:
+                if handler.spec is crash.spec:
+                    handler.written(crash.failure, file)
         finally:
             self._writes -= 1
 
-    def _store(self, crash: Crash, module: str) -> str:
-        return self._capsules.write(capsule_of(crash, module))
+    def _store(self, crash: Crash) -> str:
+        return self._capsules.write(capsule_of(crash, _digest(crash.spec)))
 
     # --- quarantines -----------------------------------------------------------------------------------------
 
     async def keep(self) -> None:
         """Record new quarantines, and release handlers whose record is gone. Call it every now and then."""
-        for name, handler in self._handlers.items():
+        for handler in list(self._handlers):  # it may change meanwhile
             status = handler.status
             if status.state != "quarantined" or status.last_failure is None:
-                self._recorded.pop(name, None)
-            elif not self._recorded.get(name):
-                self._recorded[name] = await self._record(handler, warn=name not in self._recorded)
-            elif not await asyncio.to_thread(self._quarantines.there_is, name):
+                self._recorded.pop(handler, None)
+            elif handler.shadow:
+                continue  # the record of its name is about the one in service
+            elif not self._recorded.get(handler):
+                recorded = await self._record(handler, warn=handler not in self._recorded)
+                if handler in self._handlers:
+                    self._recorded[handler] = recorded
+            elif not await asyncio.to_thread(self._quarantines.there_is, handler.spec.name):
                 handler.release()
 
     async def _record(self, handler: LocalHandler, *, warn: bool) -> bool:
@@ -105,11 +115,18 @@ class FaultKeeper:
         async with self._disk:  # a capsule that is being written is to be named in the record
             failure = handler.status.last_failure
             assert failure is not None
-            record = Quarantined(spec.name, spec.version, self._modules[spec.name], failure)
             try:
-                await asyncio.to_thread(self._quarantines.write, record)
+                await asyncio.to_thread(self._write_record, spec, failure)
             except OSError as error:
                 if warn:
                     log.warning("event=quarantine_not_recorded handler=%s error=%s", spec.name, error)
                 return False
         return True
+
+    def _write_record(self, spec: HandlerSpec, failure: Failure) -> None:
+        self._quarantines.write(Quarantined(spec.name, spec.version, _digest(spec), failure))
+
+
+def _digest(spec: HandlerSpec) -> str:
+    """SHA-256 of the module: a while for a large one."""
+    return hashlib.sha256(spec.module).hexdigest()

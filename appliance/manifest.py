@@ -27,13 +27,13 @@ MAX_SENSORS = 16
 COMMAND = "command"
 """The ABI that has files and arguments."""
 
-FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 """A plain file name beside the manifest: no directories, nothing hidden."""
-Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?$")]
+Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?\Z")]
 
-ValuePath = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]{1,64}(?:\.[A-Za-z0-9_]{1,64}){0,7}$")]
+ValuePath = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]{1,64}(?:\.[A-Za-z0-9_]{1,64}){0,7}\Z")]
 """Keys with dots between, as there are in published values."""
-DeviceClass = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{0,32}$")]
+DeviceClass = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{0,32}\Z")]
 
 AbiName = Literal["native", "yomo", "bindgen", "command"]
 EngineName = Literal["wasm3", "wasmtime"]

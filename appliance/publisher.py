@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -23,13 +23,14 @@ from appliance.backoff import Backoff
 from appliance.config import MqttConfig
 from appliance.errors import ConfigError, DeviceError, HandlerError
 from appliance.frame import Frame
-from appliance.mqtt.client import Client, Connection
+from appliance.mqtt.client import Client
 from appliance.mqtt.endpoint import endpoint_of, tls_context
 from appliance.mqtt.link import Message
 from appliance.mqtt.outbox import Outbox, Read, Row, Store
-from appliance.mqtt.result import encode_result, rfc3339
+from appliance.mqtt.result import encode_result
 from appliance.mqtt.retained import Retained
 from appliance.mqtt.spool import Spool
+from appliance.mqtt.statistics import Latencies, PublisherStats, stats_document
 from appliance.mqtt.topics import Topics
 from appliance.stats import Histogram
 
@@ -37,31 +38,11 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
 """How long an orderly end waits for the broker to take what is left; the rest stays in the spool."""
-MAX_STAGES_TIMED = 32
 MAX_COMPLAINTS = 256
 """Different refusals that are logged, once each; all are counted."""
 
 T = TypeVar("T")
 Accepted = Callable[[bool], None]
-
-
-@dataclass(frozen=True, slots=True)
-class PublisherStats:
-    """Counts since the start, and what is true now."""
-
-    results: int
-    """Accepted into the queue."""
-    published: int
-    """Acknowledged by the broker, those found in the spool included."""
-    spooled: int
-    """Written to the spool."""
-    lost: int
-    """Dropped after they were accepted: the spool's cap, a damaged spool, or too large for the broker."""
-    refused: Mapping[str, int]
-    """Never accepted, by reason: ``malformed``, ``disk``, ``stopping``."""
-    backlog: int
-    """Not acknowledged yet, in memory or in the spool."""
-    connection: Connection
 
 
 @dataclass(slots=True)
@@ -82,6 +63,7 @@ class Publisher:
         device: str,
         spool_path: Path,
         *,
+        also: Collection[str] = (),
         extra: Callable[[], Mapping[str, Any]] = dict,
         drain_seconds: float = DRAIN_SECONDS,
         retry: Backoff | None = None,
@@ -89,15 +71,19 @@ class Publisher:
         clock: Callable[[], float] = time.monotonic,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """``extra`` gives what else the stats message shall hold; the back-offs are the connection's."""
+        """``also`` has the prefixes of topics beside the device's own that retained states may be said on; ``extra``
+        gives what else the stats message shall hold; the back-offs are the connection's.
+        """
         if not config.url:
             raise ConfigError("mqtt.url: empty, and no private broker was started for it")
         self.topics = Topics(config.prefix, device)
-        self.latency: dict[str, Histogram] = {}
+        self._latencies = Latencies()
+        self.latency: Mapping[str, Histogram] = self._latencies.since_start
         """Microseconds since the start: by stage, ``publish`` (until acknowledged) and ``total`` (since capture)."""
         self._config = config
         self._endpoint = endpoint_of(config)
         self._spool = Spool(spool_path, config.spool_mb << 20)
+        self._roots = tuple(f"{root}/" for root in (self.topics.root, *also))
         self._extra = extra
         self._drain_seconds = drain_seconds
         self._retries = (retry, retry_refused)
@@ -191,15 +177,32 @@ class Publisher:
         self._waiting[row.id] = accepted
         self._counts.results += 1
         for stage, spent in frame.spent.items():
-            self._time(stage, spent)
+            self._latencies.record(stage, spent)
         self._pump()
 
-    def set_retained(self, topic: str, payload: Mapping[str, Any]) -> None:
-        """Say ``payload`` as JSON on a topic of :attr:`topics`, retained: the newest wins, whenever connected."""
-        if not topic.startswith(f"{self.topics.root}/"):
-            raise ValueError(f"{topic} is not a topic of this device ({self.topics.root}/…)")
-        self._retained.set(topic, _json(payload))
+    def set_retained(self, topic: str, payload: Mapping[str, Any] | bytes, *, again: bool = False) -> None:
+        """Say ``payload`` (a mapping as JSON, bytes as they are) on ``topic``, retained: the newest wins, whenever
+        connected. What the broker has acknowledged is said once more only if ``again``.
+
+        ValueError for topics beside the device's that this publisher was not told of, and past a bound.
+        """
+        self._check_topic(topic)
+        self._retained.set(topic, payload if isinstance(payload, bytes) else _json(payload), again=again)
         self._pump()
+
+    def clear_retained(self, topic: str) -> None:
+        """Let ``topic`` say nothing any more, as soon as connected; ValueError as above."""
+        self._check_topic(topic)
+        self._retained.clear(topic)
+        self._pump()
+
+    def settled(self, topic: str) -> bool:
+        """Whether the broker has acknowledged what ``topic`` says, or that it says nothing."""
+        return self._retained.settled(topic)
+
+    def _check_topic(self, topic: str) -> None:
+        if not topic.startswith(self._roots):
+            raise ValueError(f"{topic} is not below {' or '.join(self._roots)}")
 
     @property
     def stats(self) -> PublisherStats:
@@ -246,8 +249,8 @@ class Publisher:
     def _published(self, row: Row) -> None:
         now = self._wall_ns()
         self._counts.published += 1
-        self._time("publish", (now - row.offered_ns) // 1000)
-        self._time("total", (now - row.captured_ns) // 1000)
+        self._latencies.record("publish", (now - row.offered_ns) // 1000)
+        self._latencies.record("total", (now - row.captured_ns) // 1000)
         self._answer(row.id, ok=True)
 
     # --- inside --------------------------------------------------------------------------------------------
@@ -308,14 +311,6 @@ class Publisher:
         accepted = self._waiting.pop(row_id, None)
         if accepted is not None:
             accepted(ok)
-
-    def _time(self, stage: str, microseconds: int) -> None:
-        histogram = self.latency.get(stage)
-        if histogram is None:
-            if len(self.latency) >= MAX_STAGES_TIMED:
-                return
-            histogram = self.latency[stage] = Histogram()
-        histogram.record(microseconds)
 
     # --- the spool's task ----------------------------------------------------------------------------------
 
@@ -378,33 +373,12 @@ class Publisher:
     # --- the stats message ---------------------------------------------------------------------------------
 
     async def _report(self) -> None:
-        before: dict[str, Histogram] = {}
+        seconds = self._config.stats_seconds
         while True:
-            await asyncio.sleep(self._config.stats_seconds)
-            latency = {stage: histogram.since(before.get(stage, _NONE)) for stage, histogram in self.latency.items()}
-            before = {stage: histogram.copy() for stage, histogram in self.latency.items()}
-            self._client.send(Message(self.topics.stats, _json(self._stats_document(latency)), qos=0), None)
-
-    def _stats_document(self, latency: Mapping[str, Histogram]) -> dict[str, Any]:
-        stats = self.stats
-        return {
-            "v": 1,
-            "device": self.topics.device,
-            "at": rfc3339(self._wall_ns()),
-            "seconds": self._config.stats_seconds,
-            "results": stats.results,
-            "published": stats.published,
-            "spooled": stats.spooled,
-            "lost": stats.lost,
-            "refused": stats.refused,
-            "backlog": stats.backlog,
-            "reconnects": stats.connection.reconnects,
-            "latency_us": {stage: histogram.summary() for stage, histogram in latency.items()},
-            **self._extra(),
-        }
-
-
-_NONE = Histogram()
+            await asyncio.sleep(seconds)
+            latency = self._latencies.interval()
+            document = stats_document(self.topics.device, self._wall_ns(), seconds, self.stats, latency)
+            self._client.send(Message(self.topics.stats, _json({**document, **self._extra()}), qos=0), None)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

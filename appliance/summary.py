@@ -1,5 +1,6 @@
 """How a run went, as numbers: what ``appliance run`` prints at its end."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,8 +8,11 @@ import msgspec
 
 from appliance.cbor import decode_strict
 from appliance.frame import Frame
-from appliance.publisher import PublisherStats
+from appliance.mqtt.statistics import PublisherStats
 from appliance.stats import Histogram
+from appliance.zipper.core import Totals
+from appliance.zipper.router import Observer
+from appliance.zipper.server import SourceStatus
 
 PERCENTILES = ("p50", "p95", "p99")
 
@@ -90,6 +94,29 @@ def summarise(
         handlers=dict(handlers),
         truth={"checked": verdicts.checked, "matched": verdicts.matched} if verdicts.checked else None,
     )
+
+
+def counted(sources: Mapping[str, SourceStatus], counter: str) -> int:
+    """Of one counter, by all sources' last word."""
+    return sum(status.report.counters.get(counter, 0) for status in sources.values() if status.report is not None)
+
+
+def dropped_by_cause(
+    sources: Mapping[str, SourceStatus],
+    observers: Mapping[str, Observer[Any]],
+    totals: Totals,
+    failed: Mapping[str, int],
+) -> Counter[str]:
+    """Frames that did not get where they should; ``failed`` are those that handlers came to no good with."""
+    dropped: Counter[str] = Counter()
+    for status in sources.values():
+        for cause, count in status.report.counters.items() if status.report is not None else ():
+            if cause.startswith("dropped_"):
+                dropped[f"source_{cause.removeprefix('dropped_')}"] += count
+    dropped["memory"] = totals.dropped_memory
+    dropped.update({f"slot_{name}": observer.counters.dropped for name, observer in observers.items()})
+    dropped.update({f"failed_{name}": count for name, count in failed.items()})
+    return +dropped
 
 
 def milliseconds(histogram: Histogram) -> dict[str, Any]:

@@ -47,7 +47,7 @@ _BYTE_STRING = 2
 _MAX_HEAD = 9
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_META_TEXT)]
-Name = Annotated[str, msgspec.Meta(pattern=f"^{NAME_PATTERN.pattern}$")]
+Name = Annotated[str, msgspec.Meta(pattern=rf"^{NAME_PATTERN.pattern}\Z")]
 Tag = Annotated[int, msgspec.Meta(ge=0, le=MAX_TAG)]
 Tags = Annotated[tuple[Tag, ...], msgspec.Meta(max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]

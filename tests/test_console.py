@@ -4,7 +4,8 @@ import cbor2
 import pytest
 from rich.table import Table
 
-from appliance.console import plain_console, show_summary, value_text
+from appliance.console.plain import plain_console
+from appliance.console.run import show_summary, value_text
 from appliance.frame import Frame
 from appliance.summary import Summary
 

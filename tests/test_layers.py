@@ -21,8 +21,10 @@ LAYERS = (
     {"cli"},
     {"console", "doctor"},
     {"app"},
-    {"health", "summary", "source_process", "faults", "replay", "author"},
-    {"zipper", "client", "source", "publisher", "offline"},
+    {"deployer", "discovery", "telling", "remote"},
+    {"rollout", "reload", "snapshot", "log_feed", "health", "summary", "source_process", "serving", "replay", "author"},
+    {"faults"},
+    {"zipper", "client", "source", "publisher", "control", "fleet", "offline"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
     {"config", "wire", "ipc", "device"},
@@ -30,17 +32,22 @@ LAYERS = (
 )
 """Top to bottom. A unit (a module or a package beside this file's ``PACKAGE``) imports from lower layers only."""
 
-BESIDE = {"sandbox": {"appliance.inference.messages", "appliance.inference.model"}}
-"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works."""
+BESIDE = {
+    "sandbox": {"appliance.inference.messages", "appliance.inference.model"},
+    "deployer": {"appliance.rollout.parts", "appliance.rollout.rollout"},
+}
+"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works; the deployer has
+a rollout for each handler."""
 
 ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 """Libraries that draw -> the only units that may import them."""
 
 # fmt: off
 NO_IO = [
-    "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health",
+    "cbor", "frame", "errors", "backoff", "stats", "text", "wire", "manifest", "health", "telling",
     "zipper.router", "zipper.core", "zipper.conversation", "zipper.access", "transport.flow",
-    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result",
+    "mqtt.outbox", "mqtt.retained", "mqtt.topics", "mqtt.result", "mqtt.statistics", "mqtt.requests",
+    "mqtt.homeassistant", "mqtt.ledger",
     "camera.watch", "camera.pacing",
     "sandbox.session", "sandbox.restarts", "sandbox.emits", "sandbox.budget", "sandbox.quarantine",
     "sandbox.failure", "sandbox.capsule",
@@ -50,7 +57,9 @@ NO_IO = [
     "sandbox.admission.binary", "sandbox.admission.bodies", "sandbox.admission.code", "sandbox.admission.growing",
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
+    "deploy.events", "deploy.machine", "deploy.record", "deploy.watch",
     "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
+    "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]

@@ -5,6 +5,7 @@ import sys
 import click
 
 import appliance
+from appliance.cli.fleet import fleet
 from appliance.cli.handler import handler
 from appliance.cli.machine import doctor, show_config
 from appliance.cli.run import run, source, zipper
@@ -21,10 +22,11 @@ def cli() -> None:
     What is missing:   appliance doctor
     Your own handler:  appliance handler new NAME
     A handler failed:  appliance handler --help
+    Many boxes:        appliance fleet --help
     """  # noqa: D301 - click wants the character \b
 
 
-for _command in (run, zipper, source, doctor, show_config, handler):
+for _command in (run, zipper, source, doctor, show_config, handler, fleet):
     cli.add_command(_command)
 
 

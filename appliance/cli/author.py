@@ -126,7 +126,7 @@ def test_handler(
     from appliance.author.tally import Tally  # noqa: PLC0415
     from appliance.author.telling import frame_lines, summary_lines  # noqa: PLC0415
     from appliance.author.trial import cameras, try_out  # noqa: PLC0415
-    from appliance.console import progress  # noqa: PLC0415
+    from appliance.console.trial import progress  # noqa: PLC0415
 
     with clear_errors():
         config, spec = _load(config_path, log, directory, settings)
@@ -192,7 +192,7 @@ def bench_handler(
     from appliance.author.tally import needs_of, suggest  # noqa: PLC0415
     from appliance.author.telling import needs_lines  # noqa: PLC0415
     from appliance.author.trial import cameras, fitted, try_out  # noqa: PLC0415
-    from appliance.console import progress  # noqa: PLC0415
+    from appliance.console.trial import progress  # noqa: PLC0415
 
     with clear_errors():
         config, spec = _load(config_path, log, directory, settings)

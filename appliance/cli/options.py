@@ -54,7 +54,7 @@ def with_handlers(config: Config, paths: tuple[str, ...], settings: tuple[str, .
     from appliance.manifest import load_manifest  # noqa: PLC0415
 
     handlers = config.handlers
-    if paths or not handlers:
+    if paths or not (handlers or config.fleet.name):  # a box of a fleet may well have none of its own
         handlers = tuple(HandlerConfig(path=path) for path in paths or (str(HANDLERS / "parts"),))
     given: dict[str, dict[str, str]] = {}
     for text in settings:

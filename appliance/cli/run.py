@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -74,13 +74,15 @@ def run(
         --set classify.model=mobilenet.tflite --set classify.labels=labels.txt
     appliance run --config appliance.toml --broker mqtt://homeassistant.local
     """  # noqa: D301 - click wants the character \b
-    with clear_errors():
+
+    def read() -> Config:
         config = effective(config_path, log, quiet="warning")
         config = with_cameras(config, cameras, frames=frames, lossless=lossless, fps=fps)
         config = with_handlers(config, handlers, settings)
-        if broker:
-            config = replace(config, mqtt=replace(config.mqtt, url=broker))
-        _run_appliance(config, state, as_json=as_json, cameras=True)
+        return replace(config, mqtt=replace(config.mqtt, url=broker)) if broker else config
+
+    with clear_errors():
+        _run_appliance(read, state, as_json=as_json, cameras=True, again=config_path is not None)
 
 
 @click.command(short_help="Run everything but the cameras.")
@@ -89,8 +91,12 @@ def run(
 @log_option
 def zipper(config_path: Path | None, state: str, log: str | None) -> None:
     """Run the zipper alone: handlers, inference, publishing. Cameras connect by `appliance source`."""
+
+    def read() -> Config:
+        return with_handlers(effective(config_path, log), (), ())
+
     with clear_errors():
-        _run_appliance(with_handlers(effective(config_path, log), (), ()), state, as_json=False, cameras=False)
+        _run_appliance(read, state, as_json=False, cameras=False, again=config_path is not None)
 
 
 @click.command(short_help="Run one camera alone, for a zipper here or elsewhere.")
@@ -125,12 +131,15 @@ def _choose_camera(config: Config, name: str | None) -> CameraConfig:
 # --- running -------------------------------------------------------------------------------------------------
 
 
-def _run_appliance(config: Config, state: str, *, as_json: bool, cameras: bool) -> None:
+def _run_appliance(read: Callable[[], Config], state: str, *, as_json: bool, cameras: bool, again: bool) -> None:
+    """``again``: the configuration is of a file, and SIGHUP has it read again. Without one, SIGHUP ends the run."""
     from appliance.app import Appliance  # noqa: PLC0415
-    from appliance.console import plain_console, show_summary  # noqa: PLC0415
+    from appliance.console.plain import plain_console  # noqa: PLC0415
+    from appliance.console.run import show_summary  # noqa: PLC0415
     from appliance.device.journal import configure_logging  # noqa: PLC0415
     from appliance.device.state import open_state  # noqa: PLC0415
 
+    config = read()
     configure_logging("zipper", config.log.level, config.log.format)
     directory = open_state(state or config.device.state_dir)
     console = plain_console(stderr=as_json)
@@ -138,10 +147,11 @@ def _run_appliance(config: Config, state: str, *, as_json: bool, cameras: bool) 
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        box = Appliance(config, directory, cameras=cameras, reread=read if again else None)
+        hang_up = box.reload_wanted.set if again else stop.set
+        for number, action in ((signal.SIGINT, stop.set), (signal.SIGTERM, stop.set), (signal.SIGHUP, hang_up)):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does with SIGHUP
-                loop.add_signal_handler(number, stop.set)
-        box = Appliance(config, directory, cameras=cameras)
+                loop.add_signal_handler(number, action)
         async with asyncio.TaskGroup() as tasks:
             shown = tasks.create_task(_show(box, console, stop, quiet=as_json or not cameras))
             summary = await box.run(stop)
@@ -170,7 +180,7 @@ def _refuse_failed(handlers: Mapping[str, str]) -> None:
 
 async def _show(box: Any, console: Any, stop: asyncio.Event, *, quiet: bool) -> None:
     """What happens, on the console, until cancelled; where nobody reads that any more, the run ends."""
-    from appliance.console import watch  # noqa: PLC0415
+    from appliance.console.run import watch  # noqa: PLC0415
     from appliance.mqtt.endpoint import PORTS  # noqa: PLC0415
 
     await box.up.wait()

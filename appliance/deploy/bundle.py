@@ -18,7 +18,7 @@ MAX_BUNDLE_FILES = 64
 MAX_FILE_BYTES = 256 << 20
 """As large as a model may be."""
 
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in hexadecimal")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z", description="SHA-256 in hexadecimal")]
 
 
 class BundleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

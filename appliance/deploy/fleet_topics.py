@@ -47,6 +47,15 @@ class FleetTopics:
         """A filter; only operators' tools ask for all."""
         return f"{self.root}/chunk/+/+"
 
+    @property
+    def marker(self) -> str:
+        """Not retained: operators' tools tell themselves here that a broker has shown all that it holds."""
+        return f"{self.root}/marker"
+
+    def chunks_of(self, digest: str) -> str:
+        """A filter."""
+        return f"{self.root}/chunk/{digest}/+"
+
     def metadata(self, file: str) -> str:
         """``timestamp.json``, ``3.root.json``."""
         return f"{self.root}/meta/{file}"

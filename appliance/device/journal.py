@@ -23,6 +23,14 @@ def _one_line(text: str) -> str:
     return line if len(line) <= MAX_LINE else line[: MAX_LINE - 1] + "…"
 
 
+def text_of(record: logging.LogRecord) -> str:
+    """What a record says, its traceback included: one line, bounded."""
+    message = record.getMessage()
+    if record.exc_info:
+        message = f"{message} traceback={logging.Formatter().formatException(record.exc_info)!r}"
+    return _one_line(message)
+
+
 class LineFormatter(logging.Formatter):
     """One line for a record, whatever its message or traceback holds."""
 
@@ -33,10 +41,7 @@ class LineFormatter(logging.Formatter):
         self._journald = journald
 
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
-        if record.exc_info:
-            message = f"{message} traceback={self.formatException(record.exc_info)!r}"
-        message = _one_line(message)
+        message = text_of(record)
         if self._json:
             body = json.dumps(
                 {

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.device.durable import write_durably
+from appliance.device.durable import write_durably, writing
 from appliance.errors import ConfigError, DeviceError
 
 STATE_VARIABLE = "APPLIANCE_STATE"
@@ -59,18 +59,23 @@ class StateDirectory:
         """Records of handlers in quarantine."""
         return self.path / "quarantine"
 
+    @property
+    def deploy(self) -> Path:
+        """What the fleet has deployed, and what is known of the fleet."""
+        return self.path / "deploy"
+
     def local_credential(self) -> str:
         """The credential of processes on this box, made at first start, readable by its owner only."""
         if not self.credential_file.exists():
             secret = secrets.token_urlsafe(CREDENTIAL_BYTES).encode()
-            with self._writing():
+            with writing(self.path):
                 write_durably(self.credential_file, secret, 0o600)
         return read_secret(self.credential_file)
 
     @contextmanager
     def announced(self, host: str, port: int) -> Iterator[None]:
         """Tell the programs on this box where the zipper listens, while the block lasts."""
-        with self._writing():
+        with writing(self.path):
             self.address_file.write_text(f"{host} {port}\n", "utf-8")
         try:
             yield
@@ -80,7 +85,7 @@ class StateDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory: two appliances must not share keys, spool and broker."""
-        with self._writing():
+        with writing(self.path):
             lock = (self.path / "lock").open("w")
         with lock:
             try:
@@ -91,13 +96,6 @@ class StateDirectory:
                     f"--state or device.state_dir"
                 ) from None
             yield
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DeviceError(f"{self.path}: the state cannot be written: {error}; see --state") from error
 
 
 def open_state(configured: str) -> StateDirectory:

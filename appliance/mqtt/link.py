@@ -2,14 +2,15 @@
 
 What it hides is taken from it here, because it matters: the reason in an acknowledgement (a broker whose
 access list forbids a topic *acknowledges* the message, as refused), and the limits that the broker states when
-it accepts. What it lacks is added: a bound on what a broker may send, and an end that leaves no socket open.
+it accepts. What it lacks is added: a bound on what a broker may send, and an end that leaves no socket open. Its queue
+of messages, which drops what does not fit, is not used: each message is handed on as it comes.
 """
 
 import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -19,14 +20,16 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from appliance.errors import PeerError
 from appliance.mqtt.endpoint import Endpoint
+from appliance.mqtt.reasons import FAILURE, RefusedError
 
 log = logging.getLogger(__name__)
 _SILENT = logging.getLogger(f"{__name__}.paho")
 _SILENT.setLevel(logging.CRITICAL)
-"""What paho has to say of a connection's end, :func:`explain` says in words for the operator."""
+"""What paho has to say of a connection's end, :func:`appliance.mqtt.reasons.explain` says in words for the operator."""
 
 WINDOW = 32
 """Messages sent and not yet acknowledged, at most; fewer where the broker says so."""
@@ -34,22 +37,21 @@ WINDOW_BYTES = 4 << 20
 MAX_INBOUND_BYTES = 64 << 10
 """A packet of the broker over this ends the connection before it is buffered."""
 MAX_INBOUND_MESSAGES = 16
+"""Of the broker's, begun and not done with."""
+MAX_TOPIC_BYTES = 1024
+"""Of a message that comes, and of the topic that it asks to be answered on; what is longer is dropped."""
+MAX_CORRELATION_BYTES = 256
+BATCH = 8
+"""Filters in one packet: brokers that take only small ones take these."""
 MAX_OUTBOUND_BYTES = 256 << 20
 """MQTT's own limit, where the broker states none."""
 PUBLISH_OVERHEAD = 32
-"""More than a PUBLISH packet adds to its topic and payload."""
+"""More than a PUBLISH packet adds to its topic, payload and properties."""
 KEEPALIVE_SECONDS = 20
 CONNECT_SECONDS = 5.0
 PROGRESS_SECONDS = 30.0
 """A broker that leaves a message unacknowledged for so long (or twice that) is taken for broken."""
 
-FAILURE = 0x80
-"""Reason codes from here up mean that something was not done (MQTT 5, section 2.4)."""
-_PASSING = frozenset({FAILURE, 0x88, 0x89, 0x8B, 0x8D})
-"""Reasons that pass by themselves: unspecified, unavailable, busy, shutting down, keep-alive timeout. Any other
-is a refusal that somebody has to do something about."""
-_CREDENTIALS = frozenset({0x86, 0x87})
-_SESSION_TAKEN_OVER = 0x8E
 _SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     # unacknowledged data for so long (ms) means that the broker's machine is gone
@@ -63,20 +65,28 @@ class Message:
     payload: bytes
     qos: int = 1
     retain: bool = False
+    content_type: str = ""
+    correlation: bytes = b""
+    """What the request had, where this answers one."""
 
     @property
     def size(self) -> int:
         """Bytes of its packet, at most."""
-        return len(self.topic) + len(self.payload) + PUBLISH_OVERHEAD
+        return len(self.topic) + len(self.payload) + len(self.content_type) + len(self.correlation) + PUBLISH_OVERHEAD
 
 
-class RefusedError(aiomqtt.MqttError):
-    """The broker acknowledged a message by refusing it."""
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message that was subscribed to."""
 
-    def __init__(self, topic: str, reason: ReasonCode) -> None:
-        super().__init__(f"{topic}: {reason}")
-        self.topic = topic
-        self.reason = reason
+    topic: str
+    payload: bytes
+    retain: bool = False
+    """Published as a retained one, whether it comes fresh or from the broker's memory."""
+    response_topic: str = ""
+    correlation: bytes = b""
+    expiry: int | None = None
+    """Seconds that it is still of use; None: for ever."""
 
 
 class Link(aiomqtt.Client):
@@ -86,10 +96,19 @@ class Link(aiomqtt.Client):
         self,
         endpoint: Endpoint,
         identifier: str,
-        will: Message,
+        will: Message | None,
         context: ssl.SSLContext | None,
         on_acknowledged: Callable[[Hashable], None],
+        *,
+        on_message: Callable[[Received], None] | None = None,
+        on_subscribed: Callable[[str, ReasonCode], None] | None = None,
+        on_refused: Callable[[RefusedError], None] | None = None,
     ) -> None:
+        """All are called on the loop, never from within paho. ``on_message`` may raise: :meth:`ended` raises it again.
+
+        ``on_subscribed`` gets each filter with the broker's answer. A message that the broker refuses ends the
+        connection, unless there is ``on_refused`` to hear of it, whose messages count as acknowledged then.
+        """
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.MaximumPacketSize = MAX_INBOUND_BYTES
         properties.ReceiveMaximum = MAX_INBOUND_MESSAGES
@@ -101,11 +120,10 @@ class Link(aiomqtt.Client):
             logger=_SILENT,
             identifier=identifier,
             protocol=aiomqtt.ProtocolVersion.V5,
-            will=aiomqtt.Will(will.topic, will.payload, will.qos, will.retain),
+            will=aiomqtt.Will(will.topic, will.payload, will.qos, will.retain) if will else None,
             timeout=CONNECT_SECONDS,
             keepalive=KEEPALIVE_SECONDS,
             clean_start=True,
-            max_queued_incoming_messages=MAX_INBOUND_MESSAGES,
             max_inflight_messages=0,  # the window is ours
             properties=properties,
             tls_context=context,
@@ -115,7 +133,12 @@ class Link(aiomqtt.Client):
         self._receive: Callable[[int], bytes] = self._client._sock_recv  # noqa: SLF001
         self._client._sock_recv = self._receive_bounded  # type: ignore[method-assign]  # noqa: SLF001
         self._on_acknowledged = on_acknowledged
+        self._received = on_message or _unasked
+        self._on_subscribed = on_subscribed
+        self._on_refused = on_refused
+        self._defect: Exception | None = None
         self._unacknowledged: dict[int, tuple[Hashable, Message]] = {}
+        self._asked: dict[int, list[str]] = {}  # to be subscribed or unsubscribed, and not answered
         self._bytes = 0
         self._window = WINDOW
         self._usable = True
@@ -128,13 +151,43 @@ class Link(aiomqtt.Client):
         return self._usable and len(self._unacknowledged) < self._window and self._bytes < WINDOW_BYTES
 
     def send(self, message: Message, token: Hashable) -> None:
-        info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
+        properties = _properties(message)
+        info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._usable = False  # the end of this connection is on its way
         elif message.qos:
             self._unacknowledged[info.mid] = token, message
             self._bytes += message.size
         self._write()
+
+    def ask_for(self, filters: Iterable[str]) -> None:
+        """Ask for messages of these filters, at most QoS 1: first those retained, then each as it is published."""
+        options = SubscribeOptions(qos=1, retainAsPublished=True)
+        for some in _batches(filters):
+            self._ask(some, self._client.subscribe([(each, options) for each in some]))
+
+    def leave(self, filters: Iterable[str]) -> None:
+        for some in _batches(filters):
+            self._ask(some, self._client.unsubscribe(some))
+
+    def _ask(self, filters: list[str], result: tuple[MQTTErrorCode, int | None]) -> None:
+        code, message_id = result
+        if code != MQTTErrorCode.MQTT_ERR_SUCCESS or message_id is None:
+            self._usable = False
+        else:
+            self._asked[message_id] = filters
+        self._write()
+
+    async def ended(self, seconds: float | None = None) -> None:
+        """Wait for the end of the connection, and raise it: MqttError, or what ``on_message`` raised.
+
+        Returns where it has not come within ``seconds``.
+        """
+        await asyncio.wait([self._disconnected], timeout=seconds)
+        if self._defect is not None:
+            raise self._defect
+        if self._disconnected.done():
+            raise aiomqtt.MqttError("the connection has ended") from self._disconnected.exception()
 
     def abort(self) -> None:
         """Close the socket if it still is open, as after a broker's nonsense."""
@@ -159,7 +212,7 @@ class Link(aiomqtt.Client):
             del entering  # it holds the error, whose traceback holds this frame and a socket: a cycle
         # aiomqtt, which can be entered twice, forgets here that the connection ended as soon as it began
         self._disconnected = disconnected
-        self._watch(None)
+        self._watch()
         return self
 
     async def __aexit__(
@@ -173,19 +226,25 @@ class Link(aiomqtt.Client):
         finally:
             self.abort()
 
-    def _watch(self, before: tuple[Hashable, Message] | None) -> None:
-        """Once a while: the oldest unacknowledged message must not be the one it was before."""
-        oldest = next(iter(self._unacknowledged.values()), None)
-        if oldest is not None and oldest is before:
+    def _watch(self, message_before: object = None, asked_before: object = None) -> None:
+        """Once a while: what has waited longest for an answer must not be what it was before."""
+        message = next(iter(self._unacknowledged.values()), None)
+        asked = next(iter(self._asked.values()), None)
+        if message is not None and message is message_before:
             self._end(PeerError(f"has not acknowledged a message for {PROGRESS_SECONDS:.0f} s"))
+        elif asked is not None and asked is asked_before:
+            self._end(PeerError(f"has not answered a subscription for {PROGRESS_SECONDS:.0f} s"))
         else:
-            self._watching = self._loop.call_later(PROGRESS_SECONDS, self._watch, oldest)
+            self._watching = self._loop.call_later(PROGRESS_SECONDS, self._watch, message, asked)
 
     def _receive_bounded(self, bufsize: int) -> bytes:
         """Receive for paho, which asks for all that a packet still lacks, however much the broker announced."""
         if bufsize > MAX_INBOUND_BYTES:
             self._end(PeerError(f"sent a packet of {bufsize} bytes, over the limit of {MAX_INBOUND_BYTES}"))
             raise ConnectionError("packet too large")
+        if len(self._client._in_messages) > MAX_INBOUND_MESSAGES:  # noqa: SLF001 - QoS 2: paho keeps any number
+            self._end(PeerError(f"sent more than {MAX_INBOUND_MESSAGES} messages without finishing one"))
+            raise ConnectionError("too many messages")
         return self._receive(bufsize)
 
     def _write(self) -> None:
@@ -227,10 +286,67 @@ class Link(aiomqtt.Client):
             return
         token, message = self._unacknowledged.pop(mid)
         self._bytes -= message.size
-        if reason_code.value >= FAILURE:
-            self._end(RefusedError(message.topic, reason_code))
-        else:  # not from within paho, which takes any exception for the end of the connection
-            self._loop.call_soon(self._on_acknowledged, token)
+        refused = RefusedError(message.topic, reason_code) if reason_code.value >= FAILURE else None
+        if refused and not self._on_refused:
+            self._end(refused)
+            return
+        if refused and self._on_refused:
+            self._loop.call_soon(self._on_refused, refused)
+        # not from within paho, which takes any exception for the end of the connection
+        self._loop.call_soon(self._on_acknowledged, token)
+
+    def _on_subscribe(
+        self,
+        client: Any,  # noqa: ARG002
+        userdata: Any,  # noqa: ARG002
+        mid: int,
+        reason_codes: list[ReasonCode],
+        properties: Properties | None = None,  # noqa: ARG002
+    ) -> None:
+        filters = self._asked.pop(mid, [])
+        if filters and len(filters) != len(reason_codes):
+            self._end(PeerError(f"answered {len(filters)} subscriptions with {len(reason_codes)} reasons"))
+        elif self._on_subscribed:
+            for each, reason in zip(filters, reason_codes, strict=False):
+                self._loop.call_soon(self._on_subscribed, each, reason)
+
+    def _on_unsubscribe(
+        self,
+        client: Any,  # noqa: ARG002
+        userdata: Any,  # noqa: ARG002
+        mid: int,
+        reason_codes: list[ReasonCode],  # noqa: ARG002
+        properties: Properties | None = None,  # noqa: ARG002
+    ) -> None:
+        self._asked.pop(mid, None)
+
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:  # noqa: ARG002
+        try:
+            received = Received(
+                message.topic,  # paho decodes it here
+                bytes(message.payload),
+                message.retain,
+                getattr(message.properties, "ResponseTopic", ""),
+                getattr(message.properties, "CorrelationData", b""),
+                getattr(message.properties, "MessageExpiryInterval", None),
+            )
+        except UnicodeDecodeError:
+            self._end(PeerError("sent a topic that is not UTF-8"))
+            return
+        longest = max(len(received.topic), len(received.response_topic))
+        if longest > MAX_TOPIC_BYTES or len(received.correlation) > MAX_CORRELATION_BYTES:
+            log.debug("event=mqtt_too_long topic=%s", received.topic)
+        else:
+            self._loop.call_soon(self._deliver, received)
+
+    def _deliver(self, message: Received) -> None:
+        if self._disconnected.done():
+            return  # its receiver may be gone
+        try:
+            self._received(message)
+        except Exception as error:  # noqa: BLE001 - a defect of ours: `ended` raises it to whoever waits
+            self._defect = error
+            self._end(error)
 
     def _end(self, error: Exception) -> None:
         self._usable = False
@@ -238,37 +354,21 @@ class Link(aiomqtt.Client):
             self._disconnected.set_exception(error)
 
 
-def explain(error: aiomqtt.MqttError, endpoint: Endpoint) -> tuple[str, bool]:
-    """What ended a connection, in words for the operator, and whether only the operator can change it."""
-    cause = error.__cause__ or error.__context__ or error
-    broker = f"the broker at {endpoint}"
-    match cause:
-        case RefusedError():
-            text = f"{broker} refuses messages on {cause.topic}: {cause.reason}; check its access list"
-            return text, cause.reason.value not in _PASSING
-        case aiomqtt.MqttCodeError() if isinstance(cause.rc, ReasonCode):
-            return _explain_reason(cause.rc, broker), cause.rc.value not in _PASSING
-        case ssl.SSLCertVerificationError():
-            remedy = "check mqtt.ca_file, the host's name and the clock"
-            return f"{broker} is not trusted: {cause.verify_message}; {remedy}", True
-        case TimeoutError():
-            text = f"{broker} does not answer"
-        case OSError():
-            text = f"{broker} cannot be reached: {error}"
-        case PeerError():
-            text = f"{broker} {cause}"
-        case aiomqtt.MqttError():
-            text = f"{broker} closed the connection"
-        case _:
-            text = f"{broker} sent what is not MQTT 5: {cause!r}"
-    return text, False
+def _unasked(message: Received) -> None:
+    log.debug("event=mqtt_unasked topic=%s", message.topic)
 
 
-def _explain_reason(reason: ReasonCode, broker: str) -> str:
-    if reason.value in _CREDENTIALS:
-        return f"{broker} refuses this device: {reason}; check mqtt.username and mqtt.password"
-    if reason.value == _SESSION_TAKEN_OVER:
-        return f"{broker} took another client for this one: give each device its own device.name"
-    if reason.value == FAILURE:
-        return f"the connection to {broker} was lost"
-    return f"{broker} ended the connection: {reason}"
+def _batches(filters: Iterable[str]) -> list[list[str]]:
+    every = list(filters)
+    return [every[start : start + BATCH] for start in range(0, len(every), BATCH)]
+
+
+def _properties(message: Message) -> Properties | None:
+    if not message.content_type and not message.correlation:
+        return None
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if message.content_type:
+        properties.ContentType = message.content_type
+    if message.correlation:
+        properties.CorrelationData = message.correlation
+    return properties

@@ -26,7 +26,7 @@ MAX_PAYLOAD_BYTES = 12 << 20
 MAX_CAPSULE_BYTES = MAX_PAYLOAD_BYTES + (1 << 20)
 """Payloads, and what else there is: settings and state at most, and far less as a rule."""
 
-_Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Word = Annotated[str, msgspec.Meta(max_length=128)]
 _U64 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Side = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]

@@ -20,7 +20,7 @@ from appliance.ipc.report import Lockdown
 from appliance.sandbox.admission.admit import RefusedError
 from appliance.sandbox.admission.verdict import Admitted, Order
 from appliance.sandbox.budget import Budgets
-from appliance.sandbox.failure import MAX_MESSAGE, Failure
+from appliance.sandbox.failure import FAULTS, MAX_MESSAGE, Failure
 from appliance.sandbox.guest_log import GuestLog
 from appliance.sandbox.guest_models import BroughtModels, GuestModelStore
 from appliance.sandbox.life import Ending, Inference, WorkerLife
@@ -72,6 +72,8 @@ class HandlerStatus:
     last_failure: Failure | None
     lockdown: Lockdown | None = None
     """What the worker has given up, by its own word; None before the first has started."""
+    in_a_row: int = 0
+    """Faults since the last frame that went well, workers that died without a frame in hand included."""
     log_dropped: int = 0
     """Lines of log over the handler's budget."""
 
@@ -128,7 +130,7 @@ class HandlerHost:
         self._faults: Counter[str] = Counter()
         self._last_failure = quarantined
         self._lockdown: Lockdown | None = None
-        self._handled = self._restarted = self._recycled = 0
+        self._handled = self._restarted = self._recycled = self._in_a_row = 0
         self._enter("starting")
 
     async def __aenter__(self) -> Self:
@@ -167,6 +169,7 @@ class HandlerHost:
             faults=dict(self._faults),
             last_failure=self._last_failure,
             lockdown=self._lockdown,
+            in_a_row=self._in_a_row,
             log_dropped=self._guest_log.dropped,
         )
 
@@ -276,6 +279,7 @@ class HandlerHost:
             self._waiting = session.unread()
             if fault:
                 self._strike(fault)
+                self._in_a_row += fault != "stopped"
                 self._failed(ending, cut)
         return ending
 
@@ -324,11 +328,13 @@ class HandlerHost:
             return
         if event.outcome == "ok":
             self._handled += 1
+            self._in_a_row = 0
             self._restarts.handled()
             self._strikes.handled()
         else:
             self._count(event.outcome, event.message, event.job.seq, event.backtrace)
             self._strike(event.outcome)
+            self._in_a_row += event.outcome in FAULTS
         self._finish(event)
         if self._quarantined and self._life:
             self._life.retire()

@@ -19,6 +19,7 @@ from appliance.manifest import (
     Limits,
     Manifest,
     ModelUse,
+    SensorSpec,
     load_manifest,
     own_file,
 )
@@ -63,6 +64,8 @@ class HandlerSpec:
     """How many models the module may bring itself."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     command: CommandSpec | None = None
+    sensors: tuple[SensorSpec, ...] = ()
+    """What Home Assistant shows of its published values."""
 
 
 def load_handler(config: HandlerConfig, inference: InferenceConfig) -> HandlerSpec:
@@ -92,6 +95,7 @@ def load_handler(config: HandlerConfig, inference: InferenceConfig) -> HandlerSp
         guest_models=manifest.guest_models,
         files=_files(directory, manifest.files),
         command=_command(manifest),
+        sensors=manifest.sensors,
     )
 
 

@@ -1,8 +1,10 @@
 """A local handler as an observer: frames become jobs for its worker, what it emits becomes frames again."""
 
+import asyncio
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -19,19 +21,30 @@ from appliance.sandbox.session import Finished
 from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec
 from appliance.zipper.core import Ticket, Zipper
+from appliance.zipper.router import Counters, Observer, shadow_of
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 5.0
+"""Beyond its deadline, what a handler that leaves may take for each frame that it has left; models take time, too."""
+SHADOW_CAPACITY = 1
+"""Frames in a shadow's hands: each holds memory that those in service may need."""
 
 
 @dataclass(frozen=True, slots=True)
 class _InHand:
     ticket: Ticket
     delivered_ns: int
+    shadowed: bool
+    """Another answers it."""
 
 
 class LocalHandler:
-    """``async with LocalHandler(…)``: observes while the block lasts.
+    """``async with LocalHandler(…)``: observes while the block lasts, or until :meth:`leave`.
 
     ``quarantined`` is the failure for which it may not run until it is released. ``on_crash`` gets what is there to
-    understand a failure by: at the 1st, 2nd, 4th, 8th … of a kind.
+    understand a failure by: at the 1st, 2nd, 4th, 8th … of a kind. ``state`` is what the guest begins with. A
+    ``shadow`` is given frames beside the handler of its name, and what it emits is withheld, until :meth:`go_live`.
     """
 
     def __init__(
@@ -45,8 +58,11 @@ class LocalHandler:
         guest_models: GuestModelStore | None = None,
         quarantined: Failure | None = None,
         on_crash: Callable[[Crash], None] = lambda _: None,
+        state: Mapping[str, bytes] | None = None,
+        shadow: bool = False,
     ) -> None:
         self.spec = spec
+        self.shadow = shadow
         self._zipper = zipper
         self._broker = broker
         self._host = HandlerHost(
@@ -57,29 +73,95 @@ class LocalHandler:
             admission=admission,
             guest_models=guest_models,
             quarantined=quarantined,
+            state=state,
         )
         self._on_crash = on_crash
         self._handled: tuple[Handled, ...] = ()
         self._state = self._host.guest_state
         self.failed: Counter[str] = Counter()
-        """Frames that came to no good, by outcome."""
+        """Frames of its name that came to no good, by outcome."""
         self._in_hand: dict[int, _InHand] = {}
         self._ahead = [(model.model, View(fit=model.fit)) for model in spec.models if model.ahead]
+        self._observer: Observer[Ticket] | None = None
+        self._detached = False
+        self._leaving = asyncio.Event()
+        self._progressed = asyncio.Event()
+
+    # --- life ------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        self.attach()
         await self._host.__aenter__()
-        self._zipper.attach(self.spec.name, self.spec.observes, HandlerHost.CAPACITY, self._deliver, in_memory=True)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._zipper.detach(self.spec.name)
+        self.detach()
         await self._host.__aexit__(kind, error, trace)
+
+    def attach(self) -> None:
+        """Observe, if it does not yet: what comes before its worker is up waits. ValueError where the name is taken."""
+        if self._observer is None:
+            name = shadow_of(self.spec.name) if self.shadow else self.spec.name
+            capacity = SHADOW_CAPACITY if self.shadow else HandlerHost.CAPACITY
+            self._observer = self._zipper.attach(
+                name, self.spec.observes, capacity, self._deliver, in_memory=True, shadow=self.shadow
+            )
+
+    def detach(self) -> None:
+        """Observe no more; frames it still has are dropped. Once is enough."""
+        if self._observer is not None and not self._detached:
+            self._detached = True
+            self._zipper.detach(self._observer.name)
+
+    def go_live(self, predecessor: "LocalHandler | None" = None) -> None:
+        """A shadow goes into service, from one frame to the next: the handler of its name leaves."""
+        self._zipper.hand_over(self.spec.name, self._attached.name, HandlerHost.CAPACITY)
+        self.shadow = False
+        if predecessor is not None:
+            self.failed = predecessor.failed  # of the name, and the old one still adds to it
+            predecessor._leaving.set()  # noqa: SLF001 - one of its kind
+
+    def leave(self) -> None:
+        """Observe no more; frames it still has are handled. Its name is free."""
+        if not (self._leaving.is_set() or self._detached):
+            self._leaving.set()
+            self._zipper.leave(self._attached.name)
+
+    async def drain(self) -> None:
+        """Wait until it was told to leave and has answered what it had, or until that comes to a standstill."""
+        await self._leaving.wait()
+        patience = self.spec.limits.deadline_ms / 1000 + DRAIN_SECONDS
+        while self._attached.busy:
+            self._progressed.clear()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._progressed.wait()
+            except TimeoutError:
+                log.warning("event=handler_not_drained handler=%s standstill_s=%.1f", self.spec.name, patience)
+                return
+
+    @property
+    def _attached(self) -> Observer[Ticket]:
+        assert self._observer is not None, "it was never attached"
+        return self._observer
+
+    # --- what is known of it ---------------------------------------------------------------------------------
 
     @property
     def status(self) -> HandlerStatus:
         return self._host.status
+
+    @property
+    def guest_state(self) -> Mapping[str, bytes]:
+        """The guest's keys and values after the last frame that went well."""
+        return self._host.guest_state
+
+    @property
+    def counters(self) -> Counters:
+        """Of frames that it was offered: by its name, or as a shadow."""
+        return self._attached.counters
 
     def release(self) -> None:
         """Out of quarantine."""
@@ -89,6 +171,8 @@ class LocalHandler:
         """What ``on_crash`` was told of is in the file of that name."""
         self._host.written(failure, capsule)
 
+    # --- frames ----------------------------------------------------------------------------------------------
+
     def _deliver(self, ticket: Ticket) -> None:
         frame, ref = ticket.frame, ticket.ref
         if ref is None:
@@ -96,20 +180,25 @@ class LocalHandler:
         if frame.format in PICTURE_FORMATS and self._host.accepting:
             for model, view in self._ahead:  # inference begins now, the guest asks later
                 self._broker.begin(model, ref, view)
-        self._in_hand[ref.key] = _InHand(ticket, time.time_ns())
+        self._in_hand[ref.key] = _InHand(ticket, time.time_ns(), self.shadow)
         self._host.submit(Job(ref, frame.tag, frame.source, frame.seq, frame.captured_ns))
 
     def _finished(self, finished: Finished) -> None:
         in_hand = self._in_hand.pop(finished.job.frame.key)
+        self._remember(in_hand.ticket.frame, finished)
+        if not in_hand.shadowed:
+            self._answer(finished, in_hand)
+        self._zipper.finished(self._attached.name, in_hand.ticket)
+        self._progressed.set()
+
+    def _answer(self, finished: Finished, in_hand: _InHand) -> None:
         if finished.outcome != "ok":
             self.failed[finished.outcome] += 1
-        self._remember(in_hand.ticket.frame, finished)
         if finished.emits:
             producer = Producer(self.spec.name, self.spec.version, finished.models)
             origin = timed(in_hand.ticket.frame, finished, in_hand.delivered_ns, time.time_ns())
             for emit in finished.emits:
                 self._zipper.emit(origin.derive(emit.tag, emit.format, emit.payload, producer), in_hand.ticket)
-        self._zipper.finished(self.spec.name, in_hand.ticket)
 
     def _remember(self, frame: Frame, finished: Finished) -> None:
         """Keep the last frames at hand, and hand them over when the guest has failed on the newest."""

@@ -48,12 +48,13 @@ class Mosquitto:
         assert BINARY is not None
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "mosquitto.conf"
+        given = self.settings or ["allow_anonymous true"]
+        # what is acknowledged to a publisher has been written to its subscribers
+        bounds = ("max_inflight_messages", "max_queued_messages")
         lines = [
             f"listener {self.port} 127.0.0.1",
-            *(self.settings or ["allow_anonymous true"]),
-            # what is acknowledged to a publisher has been written to its subscribers
-            "max_inflight_messages 0",
-            "max_queued_messages 0",
+            *given,
+            *(f"{bound} 0" for bound in bounds if not any(line.startswith(bound) for line in given)),
             "set_tcp_nodelay true",
             "connection_messages false",
             "log_dest stderr",

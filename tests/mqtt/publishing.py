@@ -36,12 +36,14 @@ def quick() -> Backoff:
 
 def publisher(url: str, spool: Path, /, *, retry_refused: Backoff | None = None, **config: Any) -> Publisher:
     extra: Callable[[], dict[str, Any]] = config.pop("extra", dict)
+    also: tuple[str, ...] = config.pop("also", ())
     drain_seconds: float = config.pop("drain_seconds", 5.0)
     settings = MqttConfig(url=url, **config)
     return Publisher(
         settings,
         "box",
         spool,
+        also=also,
         extra=extra,
         drain_seconds=drain_seconds,
         retry=quick(),

@@ -401,9 +401,49 @@ async def test_a_wrong_configuration_is_refused_before_anything_starts(spool: Pa
 
 
 async def test_a_topic_of_somebody_else_is_not_set(broker: Mosquitto, spool: Path) -> None:
-    async with publisher(broker.url, spool) as publishing:
-        with pytest.raises(ValueError, match="is not a topic of this device"):
-            publishing.set_retained("appliance/box2/status", {"state": "ready"})
+    async with publisher(broker.url, spool, also=("homeassistant",)) as publishing:
+        for topic in ("appliance/box2/status", "homeassistant", "homeassistant2/device/box/config"):
+            with pytest.raises(ValueError, match="is not below appliance/box/ or homeassistant/"):
+                publishing.set_retained(topic, {"state": "ready"})
+            with pytest.raises(ValueError, match="is not below"):
+                publishing.clear_retained(topic)
+
+
+async def test_retained_states_are_set_elsewhere_said_again_and_cleared(broker: Mosquitto, spool: Path) -> None:
+    elsewhere = "homeassistant/device/box/config"
+    async with (
+        Subscriber(broker.port) as subscriber,
+        publisher(broker.url, spool, also=("homeassistant",)) as publishing,
+    ):
+        publishing.set_retained(elsewhere, b'{"v": 1}')
+        publishing.set_retained(publishing.topics.handler("parts"), {"state": "running"})
+        await subscriber.until(lambda: subscriber.states(elsewhere) == [b'{"v": 1}'])
+        assert await publishing.drained(PATIENCE)
+        assert publishing.settled(elsewhere)
+        publishing.set_retained(elsewhere, b'{"v": 1}')
+        publishing.set_retained(elsewhere, b'{"v": 1}', again=True)
+        await subscriber.until(lambda: subscriber.states(elsewhere) == [b'{"v": 1}'] * 2)
+        publishing.clear_retained(elsewhere)
+        assert not publishing.settled(elsewhere)
+        publishing.clear_retained(publishing.topics.handler("parts"))
+        assert await publishing.drained(PATIENCE)
+    async with Subscriber(broker.port) as late:
+        await late.until(lambda: bool(late.states("box/status")))
+        assert [message.topic for message in late.received] == ["appliance/box/status"]
+
+
+async def test_what_was_cleared_without_a_broker_is_cleared_when_it_is_back(broker: Mosquitto, spool: Path) -> None:
+    async with Gate(broker.port) as gate, publisher(gate.url, spool) as publishing:
+        publishing.set_retained(publishing.topics.handler("parts"), {"state": "running"})
+        assert await publishing.drained(PATIENCE)
+        await gate.shut()
+        await eventually(publishing, "cannot be reached")
+        publishing.clear_retained(publishing.topics.handler("parts"))
+        await gate.open()
+        assert await publishing.drained(PATIENCE)
+        async with Subscriber(broker.port) as late:
+            await late.until(lambda: bool(late.states("box/status")))
+            assert late.states("handler/parts") == []
 
 
 async def test_back_offs_have_sane_defaults(broker: Mosquitto, spool: Path) -> None:

@@ -97,7 +97,7 @@ async def box(directory: Path, handler: HandlerSpec | None = None) -> AsyncItera
                     quarantined=quarantined,
                     on_crash=keeper.crashed,
                 )
-                keeper.watch(local)
+                keeper.watch(local, recorded=quarantined is not None)
                 async with local:
                     yield Box(zipper, local, directory, keeper)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 from typing import NoReturn
 
@@ -271,3 +272,24 @@ async def test_one_in_quarantine_can_be_stopped() -> None:
             await handler.handle()
             await until(lambda: handler.host.status.state == "quarantined")
     assert handler.host.status.state == "stopped"
+
+
+# --- in a row -----------------------------------------------------------------------------------------------
+
+
+async def test_faults_in_a_row_end_with_a_frame_that_goes_well() -> None:
+    async with bench(spec(FAILING, models=0, limits=LIMITS)) as handler:
+        await handler.handle(b"t")
+        await handler.handle(b"e")  # what the guest itself calls an error is none, and mends nothing
+        await handler.handle(b"l")
+        assert handler.host.status.in_a_row == 2
+        await handler.handle(b"")
+        assert handler.host.status.in_a_row == 0
+
+
+async def test_a_worker_that_dies_between_frames_counts_in_a_row() -> None:
+    async with bench(NOTHING) as handler:
+        await handler.handle()
+        os.kill(await handler.running(), signal.SIGKILL)
+        await until(lambda: handler.host.status.restarts == 1)
+        assert handler.host.status.in_a_row == 1

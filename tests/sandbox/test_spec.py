@@ -6,7 +6,7 @@ import pytest
 
 from appliance.config import HandlerConfig, InferenceConfig
 from appliance.errors import ApplianceError, ConfigError, HandlerError, ModelError
-from appliance.manifest import MAX_LABELS_BYTES, MAX_MODULE_BYTES
+from appliance.manifest import MAX_LABELS_BYTES, MAX_MODULE_BYTES, SensorSpec
 from appliance.sandbox.messages import CommandSpec
 from appliance.sandbox.spec import HandlerSpec, load_handler
 
@@ -16,6 +16,7 @@ version = "1.2.3"
 observes = [1]
 emits = [{ tag = 16 }, { tag = 17, publish = false }]
 models = [{ name = "food", file = "food.tflite", labels = "labels.txt", fit = "letterbox", ahead = false }]
+sensors = [{ name = "label", path = "best.label" }]
 settings = { threshold = "0.5" }
 limits = { deadline_ms = 50, memory_mb = 4 }
 """
@@ -43,6 +44,7 @@ def test_what_the_manifest_says(handler: Path) -> None:
     assert (spec.observes, dict(spec.emits)) == ((1,), {16: True, 17: False})
     assert (spec.limits.deadline_ms, spec.limits.memory_mb) == (50, 4)
     assert spec.settings == {"threshold": "0.5"}
+    assert spec.sensors == (SensorSpec(name="label", path="best.label"),)
     (food,) = spec.models
     assert (food.name, food.fit, food.ahead) == ("food", "letterbox", False)
     assert food.labels == ("cat", "dog", "", "müsli")  # the line is the class: empty ones count

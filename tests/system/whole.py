@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,9 @@ def start(tmp_path: Path, broker: Mosquitto):
     """``async with start(config) as box``: the appliance runs; leaving the block stops it in good order."""
 
     @asynccontextmanager
-    async def starting(config: Config) -> AsyncIterator[Box]:
+    async def starting(config: Config, reread: Callable[[], Config] | None = None) -> AsyncIterator[Box]:
         async with Subscriber(broker.port) as subscriber:
-            appliance = Appliance(config, open_state(str(tmp_path / "state")))
+            appliance = Appliance(config, open_state(str(tmp_path / "state")), reread=reread)
             box = Box(appliance, subscriber, asyncio.Event())
             running = asyncio.create_task(appliance.run(box.stop))
             try:

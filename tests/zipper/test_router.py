@@ -29,7 +29,7 @@ def test_the_newest_of_a_lane_wins() -> None:
     assert observer.offer(item(1)) is None
     assert observer.offer(item(2)) == item(1)
     assert observer.take() is None
-    observer.finish()
+    observer.finish(item(0))
     assert observer.take() == item(2)
 
 
@@ -41,7 +41,7 @@ def test_lanes_do_not_push_each_other_out_and_take_turns() -> None:
     taken = []
     for _ in range(2):
         taken.append(observer.take())
-        observer.finish()
+        observer.finish(taken[-1])
     assert taken == [item(0, "quiet"), item(99, "busy")]
 
 
@@ -52,7 +52,7 @@ def test_lossless_frames_queue() -> None:
     taken = []
     while (next_item := observer.take()) is not None:
         taken.append(next_item.number)
-        observer.finish()
+        observer.finish(next_item)
     assert taken == list(range(5))
 
 
@@ -73,7 +73,7 @@ def test_names_are_unique_and_a_finish_needs_a_frame() -> None:
     with pytest.raises(ValueError, match="already"):
         router.attach("one", {2}, 1)
     with pytest.raises(ValueError, match="never given"):
-        observer.finish()
+        observer.finish(item(0))
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans()), max_size=60))
@@ -120,8 +120,7 @@ class Observing(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule()
     def finish(self) -> None:
-        self.held.popleft()
-        self.observer.finish()
+        self.observer.finish(self.held.popleft())
 
     @invariant()
     def all_accounted_for(self) -> None:

@@ -1,14 +1,12 @@
-"""What commands show while they run: one screen or a bar on a terminal, plain lines elsewhere."""
+"""What ``appliance run`` shows while it runs: one screen on a terminal, plain lines elsewhere."""
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -22,11 +20,6 @@ REFRESH_SECONDS = 0.5
 LINE_SECONDS = 2.0
 MAX_VALUE = 64
 STAGES = ("held", "encode", "transfer", "queue", "decode", "inference", "handler", "publish", "total")
-
-
-def plain_console(*, stderr: bool) -> Console:
-    """A console that takes text as it is: labels and names of others are no markup."""
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def value_text(frame: Frame) -> str:
@@ -94,8 +87,8 @@ def _screen(appliance: Appliance) -> Group:
         state = camera_document(source)["state"]
         cameras.add_row(name, state, str(counters.get("captured", 0)), str(source.received), str(dropped))
     handlers = Table("handler", "state", "handled", "dropped", "faults", "last result", box=None, padding=(0, 2))
-    for handler in appliance.handlers:
-        name, status = handler.spec.name, handler.status
+    for name, handler in appliance.serving.live.items():
+        status = handler.status
         last = appliance.last.get(name)
         observer = appliance.zipper.observers.get(name)
         handlers.add_row(
@@ -116,31 +109,6 @@ def _latency(appliance: Appliance) -> Table:
     for percentile in ("p50", "p95"):
         table.add_row(percentile, *(f"{rows[s][percentile]:.1f}" if s in rows else "-" for s in STAGES))
     return table
-
-
-class Bar:
-    """Lines of text, and below them how far it is where somebody watches."""
-
-    def __init__(self, lines: Console, bar: Progress, task: TaskID) -> None:
-        self._lines = lines
-        self._bar = bar
-        self._task = task
-
-    def line(self, text: str) -> None:
-        self._lines.print(text, soft_wrap=True)
-
-    def step(self) -> None:
-        self._bar.advance(self._task)
-
-
-@contextmanager
-def progress(total: int | None) -> Iterator[Bar]:
-    """A bar for ``total`` frames (None: nobody knows how many), on the terminal there is; without one, no bar."""
-    lines = plain_console(stderr=False)
-    screen = lines if lines.is_terminal else plain_console(stderr=True)
-    columns = (TextColumn("{task.completed:.0f} frames"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        yield Bar(lines, bar, bar.add_task("", total=total))
 
 
 def show_summary(summary: Summary, console: Console) -> None:

@@ -1,0 +1,1 @@
+"""What people see: screens where there is a terminal, plain lines elsewhere."""

@@ -1,0 +1,389 @@
+"""The role that deploys: from the fleet's metadata to what each handler's rollout is ordered.
+
+What is heard is believed only after it was verified. Whatever is wrong with metadata, broker or disk, what runs goes
+on, and the device's report says what is wrong.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from appliance.backoff import Backoff
+from appliance.config import FleetConfig
+from appliance.deploy.bundle import bundle_target
+from appliance.deploy.desired import EVERYBODY, Assignment, Desired, merged, targets_of
+from appliance.deploy.download import Ears, Incoming
+from appliance.deploy.events import Blocked, Unwanted, Wanted
+from appliance.deploy.fleet_topics import FleetTopics
+from appliance.deploy.metadata import MetadataCache
+from appliance.deploy.record import Slot, one_line, slot_of
+from appliance.deploy.report import REPORT_SECONDS, DeviceReport, HandlerReport
+from appliance.deploy.trust import (
+    SignedTarget,
+    StaleError,
+    TrustError,
+    UntrustedError,
+    VerifiedBundle,
+)
+from appliance.errors import DeviceError, PeerError
+from appliance.mqtt.result import rfc3339
+from appliance.rollout.parts import Fetches, Parts, Serves, Slots, in_thread
+from appliance.rollout.rollout import Rollout
+from appliance.sandbox.spec import HandlerSpec
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 0.2
+"""Metadata files come in a bunch; they are looked at together."""
+REFRESH_SECONDS = 1.0
+"""Between two verifications at least, however fast metadata comes."""
+FIRST_RETRY, LAST_RETRY = 2.0, 300.0
+"""Seconds until documents that could not be had are asked for again."""
+
+
+NAME_TAKEN = "the configuration of this device has a handler of that name; remove it there, or rename it"
+
+
+class Verifies(Protocol):
+    """:class:`appliance.deploy.trust.Verified`; blocking."""
+
+    @property
+    def versions(self) -> Mapping[str, int]: ...
+    @property
+    def expires(self) -> datetime: ...
+    def target(self, path: str) -> SignedTarget | None: ...
+    def desired(self, target: SignedTarget, file: Path) -> Desired: ...
+    def bundle(self, name: str, assignment: Assignment, target: SignedTarget, file: Path) -> VerifiedBundle: ...
+
+
+class Trusts(Protocol):
+    """:class:`appliance.deploy.trust.Trust`; blocking."""
+
+    def refresh(self, metadata: Mapping[str, bytes]) -> Verifies: ...
+
+
+class Stores(Slots, Protocol):
+    """:class:`appliance.deploy.store.Store`; blocking."""
+
+    def collect(self, used: Collection[tuple[str, str]], wanted: Collection[str] = ()) -> None: ...
+    def records(self) -> list[str]: ...
+
+
+Report = Callable[[str | None, HandlerReport | DeviceReport | None], None]
+"""(handler, what is to be retained of it); no handler: of the device. Nothing to be retained: clear it."""
+
+
+StandingState = Literal["waiting", "current", "stale", "untrusted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How it is about the fleet's metadata: as in the device's report."""
+
+    state: StandingState = "waiting"
+    reason: str = "for the fleet's metadata"
+
+
+class Deployer:
+    """``async with Deployer(…) as deployer``, then :meth:`start_active`, then deployments begin.
+
+    ``taken`` are names of handlers that the configuration has given: nothing is deployed over them.
+    """
+
+    def __init__(
+        self,
+        fleet: FleetConfig,
+        device: str,
+        *,
+        topics: FleetTopics,
+        ears: Ears,
+        trust: Trusts,
+        store: Stores,
+        downloads: Fetches,
+        serving: Serves,
+        load: Callable[[Path, str, Slot], HandlerSpec],
+        admit: Callable[[HandlerSpec], Awaitable[None]],
+        report: Report,
+        taken: Collection[str] = (),
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._fleet = fleet
+        self._targets = targets_of(device, fleet.groups)
+        self._topics = topics
+        self._ears = ears
+        self._trust = trust
+        self._store = store
+        self._downloads = downloads
+        self._report = report
+        self._taken = frozenset(taken)
+        self._wall = wall
+        self._parts = Parts(
+            store=store,
+            downloads=downloads,
+            serving=serving,
+            load=load,
+            admit=admit,
+            report=report,
+            collect=self._collect_soon,
+        )
+        self._cache = MetadataCache()
+        self._news = asyncio.Event()
+        self._garbage = asyncio.Event()
+        self._started = asyncio.Event()
+        self._group = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._rollouts: dict[str, Rollout] = {}
+        self._not_ours: dict[str, HandlerReport] = {}
+        """What was said of handlers whose names are taken."""
+        self._verified: Verifies | None = None
+        self._metadata: Mapping[str, bytes] = {}
+        """What is being ordered by."""
+        self._ordering: asyncio.Task[None] | None = None
+        self._ordered: Mapping[str, int] | None = None
+        """Versions of the metadata by which everything has been ordered."""
+        self._files: set[str] = set()
+        """Digests of desired states and indexes that are in use."""
+        self.standing = Standing()
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._ears.listen((self._topics.all_metadata,), self._heard)
+        for work in (self._keep_current(), self._keep_reporting(), self._keep_clean()):
+            self._begin(work)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ears.ignore((self._topics.all_metadata,))
+        for task in self._tasks:
+            task.cancel()
+        theirs = isinstance(error, asyncio.CancelledError)  # an error of the body's own passes as it is
+        await self._group.__aexit__(*((kind, error, trace) if theirs else (None, None, None)))
+
+    async def start_active(self) -> None:
+        """Start what the records of this device say, whatever the fleet is about."""
+        try:
+            names = await in_thread(self._store.records)
+        except DeviceError as error:
+            log.warning("event=records_not_read error=%s", error)
+            names = []
+        for name in names:
+            if name in self._taken:
+                log.warning("event=deployed_handler_not_started handler=%s reason=name_taken", name)
+                continue
+            await self._rollout(name)
+        self._started.set()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        self._tasks = [task for task in self._tasks if not task.done()]
+        task = self._group.create_task(work)
+        self._tasks.append(task)
+        return task
+
+    async def _rollout(self, name: str) -> Rollout:
+        if name not in self._rollouts:
+            rollout = Rollout(name, self._parts, self._fleet)
+            await rollout.boot()
+            self._rollouts[name] = rollout
+            self._begin(rollout.run())
+        return self._rollouts[name]
+
+    # --- metadata --------------------------------------------------------------------------------------------
+
+    def _heard(self, message: Incoming) -> None:
+        file = self._topics.metadata_of(message.topic)
+        if file is not None and self._cache.received(file, message.payload):
+            self._news.set()
+
+    async def _keep_current(self) -> None:
+        await self._started.wait()
+        while True:
+            self._news.clear()
+            await self._refresh()
+            await asyncio.sleep(REFRESH_SECONDS - SETTLE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._patience()):
+                    await self._news.wait()
+                await asyncio.sleep(SETTLE_SECONDS)
+
+    def _patience(self) -> float:
+        """Seconds until the metadata is looked at again without news: it expires, and clocks are set."""
+        if self._verified is None or self.standing.state != "current":
+            return REPORT_SECONDS
+        return max(0.0, min(REPORT_SECONDS, self._verified.expires.timestamp() - self._wall()))
+
+    async def _refresh(self) -> None:
+        metadata = self._cache.snapshot()
+        try:
+            verified = await in_thread(self._trust.refresh, metadata)
+        except StaleError as error:
+            self._is_stale(str(error))
+        except (TrustError, DeviceError) as error:
+            self._is_doubtful(error)
+        else:
+            self._verified = verified
+            if verified.versions == self._ordered:
+                self._stand("current")
+            elif self._ordering is None or self._ordering.done() or metadata != self._metadata:
+                await self._end_ordering()
+                self._metadata = metadata
+                self._ordering = self._begin(self._order(verified))
+
+    def _is_stale(self, reason: str) -> None:
+        """Nothing new is begun with. What is ordered is ordered again when the metadata is fresh."""
+        if self.standing.state != "stale":
+            self._ordered = None
+            if self._ordering is not None:
+                self._ordering.cancel()
+            for rollout in self._rollouts.values():
+                rollout.stale(f"the fleet's metadata has expired: {reason}")
+        self._stand("stale", reason)
+
+    def _is_doubtful(self, error: TrustError | DeviceError) -> None:
+        """What was verified last stays in force, as long as it would have been."""
+        if self._verified is not None and self._wall() >= self._verified.expires.timestamp():
+            self._is_stale(str(error))
+        elif isinstance(error, UntrustedError):
+            self._stand("untrusted", str(error))
+        elif self._verified is None:
+            self._stand("waiting", str(error))
+        elif self.standing.state == "current":
+            self._stand("current", str(error))  # news is under way
+
+    async def _end_ordering(self) -> None:
+        if self._ordering is not None:
+            self._ordering.cancel()
+            await asyncio.wait([self._ordering])
+
+    # --- orders ------------------------------------------------------------------------------------------------
+
+    async def _order(self, verified: Verifies) -> None:
+        """Until every rollout has its order, or there is newer metadata."""
+        waits = Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)
+        self._ordered = None
+        while not await self._order_all(verified):  # noqa: ASYNC110 - it is the broker that is waited for
+            await asyncio.sleep(waits.failed(time.monotonic()))
+        self._ordered = verified.versions
+        self._collect_soon()
+
+    async def _order_all(self, verified: Verifies) -> bool:
+        """False where something has to be tried again."""
+        files: set[str] = set()
+        try:
+            wanted = merged([d for path in self._targets if (d := await self._desired(verified, path, files))])
+        except (PeerError, DeviceError) as error:
+            self._stand("untrusted" if isinstance(error, UntrustedError) else "waiting", str(error))
+            return False
+        self._stand("current")
+        for name in self._rollouts.keys() - wanted.keys():
+            self._rollouts[name].order(Unwanted())
+        self._say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
+        ours = [(name, assignment) for name, assignment in wanted.items() if name not in self._taken]
+        done = await asyncio.gather(*(self._order_one(verified, *each, files) for each in ours))
+        if all(done):
+            self._files = files
+        return all(done)
+
+    async def _desired(self, verified: Verifies, path: str, files: set[str]) -> Desired | None:
+        target = await in_thread(verified.target, path)
+        if target is None:
+            return None
+        return await in_thread(verified.desired, target, await self._fetch(target, files))
+
+    async def _order_one(self, verified: Verifies, name: str, assignment: Assignment, files: set[str]) -> bool:
+        """What is wrong with one bundle is that handler's affair. False where it has to be tried again."""
+        rollout = await self._rollout(name)
+        slot = slot_of(assignment)
+        path = bundle_target(name, assignment.version)
+        try:
+            target = await in_thread(verified.target, path)
+            if target is None:
+                raise UntrustedError(f"{path} is not signed by anybody who may sign it")
+            if target.sha256 != assignment.digest:
+                raise UntrustedError(f"{path} has been signed anew, and is not what was deployed; deploy it again")
+            bundle = await in_thread(verified.bundle, name, assignment, target, await self._fetch(target, files))
+        except (PeerError, DeviceError) as error:
+            final = isinstance(error, UntrustedError)
+            rollout.order(Blocked(slot, str(error), final=final))
+            return final or isinstance(error, StaleError)
+        rollout.order(Wanted(slot, downgrade=assignment.downgrade), bundle)
+        return True
+
+    async def _fetch(self, target: SignedTarget, files: set[str]) -> Path:
+        files.add(target.sha256)
+        self._files.add(target.sha256)
+        return await self._downloads.fetch(target.sha256, target.length, lambda _: None)
+
+    # --- disk --------------------------------------------------------------------------------------------------
+
+    def _collect_soon(self) -> None:
+        self._garbage.set()
+
+    async def _keep_clean(self) -> None:
+        while True:
+            await self._garbage.wait()
+            async with self._parts.turn:  # nobody fetches or stages meanwhile
+                self._garbage.clear()
+                used = {slot for rollout in self._rollouts.values() for slot in rollout.used}
+                wanted = {digest for rollout in self._rollouts.values() for digest in rollout.wanted}
+                try:
+                    await in_thread(self._store.collect, used, wanted | self._files)
+                except DeviceError as error:
+                    log.warning("event=not_collected error=%s", error)
+
+    # --- reports -----------------------------------------------------------------------------------------------
+
+    async def _keep_reporting(self) -> None:
+        while True:
+            self._say()
+            await asyncio.sleep(REPORT_SECONDS)
+
+    def _stand(self, state: StandingState, reason: str = "") -> None:
+        before, self.standing = self.standing, Standing(state, one_line(reason))
+        if before != self.standing:
+            level = logging.INFO if state == "current" else logging.WARNING
+            log.log(level, "event=fleet_metadata state=%s reason=%s", state, self.standing.reason or "none")
+            self._say()
+
+    def _say(self) -> None:
+        verified = self._verified
+        self._report(
+            None,
+            DeviceReport(
+                fleet=self._fleet.name,
+                state=self.standing.state,
+                reason=self.standing.reason,
+                at=_rfc3339(self._wall()),
+                groups=(EVERYBODY, *self._fleet.groups),
+                metadata=dict(verified.versions) if verified else {},
+                expires=_rfc3339(verified.expires.timestamp()) if verified else "",
+            ),
+        )
+
+    def _say_not_ours(self, wanted: Mapping[str, Assignment]) -> None:
+        """Of handlers that the configuration has given."""
+        for name in self._not_ours.keys() - wanted.keys():
+            del self._not_ours[name]
+            self._report(name, None)
+        for name, assignment in wanted.items():
+            desired = slot_of(assignment).report
+            if name in self._not_ours and self._not_ours[name].desired == desired:
+                continue
+            self._not_ours[name] = HandlerReport(
+                handler=name, state="refused", reason=NAME_TAKEN, since=_rfc3339(self._wall()), desired=desired
+            )
+            self._report(name, self._not_ours[name])
+
+
+def _rfc3339(seconds: float) -> str:
+    return rfc3339(int(seconds * 1e9))

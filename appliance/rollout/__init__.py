@@ -1,0 +1,1 @@
+"""The deployment of single handlers: what the machine of ``deploy/`` decides, carried out."""

@@ -1,0 +1,79 @@
+"""What the deployments of a device's handlers have in common: the parts that carry them out."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar
+
+from appliance.deploy.record import Slot
+from appliance.deploy.report import HandlerReport
+from appliance.deploy.trust import VerifiedBundle
+from appliance.deploy.watch import Sample
+from appliance.sandbox.spec import HandlerSpec
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Slots(Protocol):
+    """What a rollout needs of :class:`appliance.deploy.store.Store`; blocking."""
+
+    def has(self, digest: str) -> bool: ...
+    def check_room(self, bundle: VerifiedBundle) -> None: ...
+    def stage(self, bundle: VerifiedBundle) -> Path: ...
+    def keep(self, bundle: VerifiedBundle) -> Path: ...
+    def slot(self, name: str, digest: str) -> Path | None: ...
+    def read_record(self, name: str) -> bytes | None: ...
+    def write_record(self, name: str, data: bytes) -> None: ...
+    def remove_record(self, name: str) -> None: ...
+
+
+class Fetches(Protocol):
+    """:class:`appliance.deploy.download.Downloads`."""
+
+    async def fetch(self, digest: str, length: int, on_progress: Callable[[int], None]) -> Path: ...
+
+
+class Serves(Protocol):
+    """:class:`appliance.serving.Serving`."""
+
+    @property
+    def live(self) -> Mapping[str, object]: ...
+    @property
+    def shadows(self) -> Mapping[str, object]: ...
+    async def start(self, spec: HandlerSpec) -> None: ...
+    async def stop(self, name: str) -> None: ...
+    async def shadow(self, spec: HandlerSpec) -> None: ...
+    async def unshadow(self, name: str) -> None: ...
+    async def promote(self, name: str) -> None: ...
+    def sample(self, name: str, *, shadow: bool = False) -> Sample | None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What rollouts have in common."""
+
+    store: Slots
+    downloads: Fetches
+    serving: Serves
+    load: Callable[[Path, str, Slot], HandlerSpec]
+    """Of a directory, the handler by name, as it is wanted; blocking."""
+    admit: Callable[[HandlerSpec], Awaitable[None]]
+    report: Callable[[str, HandlerReport | None], None]
+    collect: Callable[[], None]
+    """There may be something on the disk that nobody needs any more."""
+    turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """Held while fetching or admitting: a small device has one core to spare, and one link."""
+
+
+async def in_thread(work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    """Like ``asyncio.to_thread``, but the work has ended when this does, even where it is cancelled."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # nobody waits for it any more
+        raise
