@@ -60,6 +60,7 @@ NO_IO = [
     "deploy.events", "deploy.machine", "deploy.record", "deploy.watch",
     "deploy.bundle", "deploy.desired", "deploy.fleet_topics", "deploy.report",
     "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
+    "author.outcome", "author.tally", "author.telling", "author.drawing",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]

@@ -1,20 +1,17 @@
 """A handler tried off-device: pictures from any camera, the sandbox of the appliance, one frame after another."""
 
-import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import msgspec
 
+from appliance.author.inputs import Named, frames_of
 from appliance.author.outcome import NOT_RUNNING, Tried, TriedResult
-from appliance.camera.camera import IMAGE_SUFFIXES, Picture, kind_of
-from appliance.camera.feed import CameraFeed
 from appliance.config import CameraConfig, InferenceConfig
-from appliance.errors import ConfigError, HandlerError
+from appliance.errors import HandlerError
 from appliance.frame import Frame, Producer
 from appliance.ipc.ring import ALIGN
 from appliance.manifest import MAX_DEADLINE_MS, MAX_GAS_MILLIONS, MAX_MEMORY_MB
@@ -24,10 +21,8 @@ from appliance.sandbox.emits import DOCUMENTS
 from appliance.sandbox.messages import Emit
 from appliance.sandbox.session import Finished
 from appliance.sandbox.spec import HandlerSpec
-from appliance.source import encode_jpeg
 from appliance.wire import MAX_PAYLOAD_BYTES
 
-CAMERA_TAG = 0x01
 RAISE, MAX_RAISES = 4, 8
 """A limit under which a handler cannot be started is multiplied, and how often at most."""
 _LIMITS = {
@@ -37,66 +32,6 @@ _LIMITS = {
 }
 """Kind of failure -> the limit that was too low, and what it may be at most."""
 _MOST = dict(_LIMITS.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A frame to try, and what to call it."""
-
-    name: str
-    frame: Frame
-
-
-def cameras(inputs: Sequence[str], *, frames: int | None = None, loop: bool = False) -> list[CameraConfig]:
-    """A lossless camera for each file, directory or URL; ConfigError where that is none.
-
-    Single pictures are all of one source, ``camera``.
-    """
-    named: list[tuple[str, str]] = []
-    for text in inputs:
-        single = Path(text).suffix.lower() in IMAGE_SUFFIXES
-        others = len([name for name, _ in named if name != "camera"])
-        named.append(("camera" if single or not named else f"camera{others + 2}", text))
-    configs = [CameraConfig(name=name, url=url, lossless=True, loop=loop, frames=frames) for name, url in named]
-    for config in configs:
-        kind_of(config)  # now, and not when those before it have been handled
-    return configs
-
-
-async def frames_of(configs: Sequence[CameraConfig], tag: int) -> AsyncGenerator[Named, None]:
-    """The pictures of one camera after another, as frames with ``tag``. Raises as cameras do."""
-    seen: dict[str, int] = {}
-    for config in configs:
-        taken = 0
-        async with CameraFeed(config) as feed:
-            async for picture in feed:
-                taken += 1
-                seq = seen[config.name] = seen.get(config.name, -1) + 1
-                yield Named(_name(config, picture, taken), await _frame(config, tag, seq, picture))
-                if taken == config.frames:
-                    break
-
-
-def _name(config: CameraConfig, picture: Picture, number: int) -> str:
-    file = picture.meta.get("file")
-    return str(file) if file else f"{Path(config.url).name}#{number}"
-
-
-async def _frame(config: CameraConfig, tag: int, seq: int, picture: Picture) -> Frame:
-    payload = picture.jpeg
-    if payload is None:
-        payload = await asyncio.to_thread(encode_jpeg, picture, config.quality)
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise ConfigError(
-            f"{config.url}: a picture of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}; make it smaller"
-        )
-    size = picture.width, picture.height
-    return Frame(tag, config.name, seq, picture.captured_ns, "jpeg", payload, *size, meta=picture.meta)
-
-
-def tag_for(spec: HandlerSpec) -> int:
-    """What a camera has to emit for this handler."""
-    return CAMERA_TAG if CAMERA_TAG in spec.observes else spec.observes[0]
 
 
 async def try_out(
@@ -114,7 +49,7 @@ async def try_out(
     """
     async with (
         playing(spec, inference, MAX_PAYLOAD_BYTES + ALIGN, measure=measure) as player,
-        aclosing(frames_of(configs, tag_for(spec))) as frames,
+        aclosing(frames_of(configs, spec.observes)) as frames,
     ):
         await player.started()
         async for named in frames:

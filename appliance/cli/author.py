@@ -112,7 +112,8 @@ def test_handler(
     as_json: bool,
 ) -> None:
     """Run the handler of DIR in the sandbox of the appliance on each INPUT: a picture, a directory of them, a video,
-    or any other camera. Every frame is handled, none is dropped; nothing is published.
+    or any other camera. Every frame is handled, none is dropped; nothing is published. For a handler that observes what
+    another emits, an INPUT is a file NAME.jsonl of what `test --json` printed of the other.
 
     A line for each result, then a summary. Ctrl-C ends it with the summary of what was done. Exit code 1: a frame
     failed.
@@ -122,10 +123,11 @@ def test_handler(
     appliance handler test handlers/detect street.mp4 --frames 100 --annotate drawn \\
         --set model=ssd.tflite --set labels=coco.txt
     """  # noqa: D301 - click wants the character \b
+    from appliance.author.inputs import cameras  # noqa: PLC0415
     from appliance.author.outcome import NOT_RUNNING  # noqa: PLC0415
     from appliance.author.tally import Tally  # noqa: PLC0415
     from appliance.author.telling import frame_lines, summary_lines  # noqa: PLC0415
-    from appliance.author.trial import cameras, try_out  # noqa: PLC0415
+    from appliance.author.trial import try_out  # noqa: PLC0415
     from appliance.console.trial import progress  # noqa: PLC0415
 
     with clear_errors():
@@ -142,7 +144,7 @@ def test_handler(
                     gone = tried.message if tried.outcome == NOT_RUNNING else ""
                     for line in [msgspec.json.encode(tried).decode()] if as_json else frame_lines(tried):
                         bar.line(line)
-                    if drawings:
+                    if drawings and frame.format == "jpeg":
                         await asyncio.to_thread(_draw, drawings, tally.frames, tried, frame)
                     bar.step()
 
@@ -189,9 +191,10 @@ def bench_handler(
     \b
     appliance handler bench brightness picture.jpg
     """  # noqa: D301 - click wants the character \b
+    from appliance.author.inputs import cameras  # noqa: PLC0415
     from appliance.author.tally import needs_of, suggest  # noqa: PLC0415
     from appliance.author.telling import needs_lines  # noqa: PLC0415
-    from appliance.author.trial import cameras, fitted, try_out  # noqa: PLC0415
+    from appliance.author.trial import fitted, try_out  # noqa: PLC0415
     from appliance.console.trial import progress  # noqa: PLC0415
 
     with clear_errors():

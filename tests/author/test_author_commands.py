@@ -10,10 +10,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 from pictures_to_try import gray_pictures
 from PIL import Image
 
+from appliance.author.outcome import Tried, TriedResult
 from appliance.deploy.packing import pack
 from appliance.manifest import load_manifest
 
@@ -121,6 +123,29 @@ def test_a_handler_that_fails_on_every_frame_is_given_up(trapping: Path, picture
     assert tried.returncode == 1
     assert "frames     33, failed 33 (trap 32, unavailable 1)" in tried.stdout
     assert tried.stderr.splitlines()[-1].startswith("appliance: trapping: the handler is not running; last failure: ")
+
+
+def test_what_one_handler_found_is_the_input_of_another(tmp_path: Path) -> None:
+    found = [{"objects": [{"label": "cat"}, {"label": "cat"}]}, {"objects": [{"label": "dog"}]}]
+    lines = [_found(f"street.mp4#{number}", 0x12, value) for number, value in enumerate(found)]
+    record = tmp_path / "found.jsonl"
+    record.write_text("\n".join([*lines, _found("other", 0x13, {}), '{"summary":{}}']) + "\n")
+    tried = run("test", HANDLERS / "count", record, "--annotate", tmp_path / "drawn", "--json")
+    assert tried.returncode == 0, tried.stderr
+    first, second, _ = map(json.loads, tried.stdout.splitlines())
+    assert (first["frame"], first["results"][0]["value"]["counts"]) == ("street.mp4#0", {"cat": 2})
+    assert second["results"][0]["value"]["frames"] == 2
+    record.write_text(lines[0] + "\nnothing\n")
+    tried = run("test", HANDLERS / "count", record)
+    assert tried.returncode == 2
+    assert "line 2 is none of `appliance handler test --json`" in tried.stderr
+
+
+def _found(frame: str, tag: int, value: object) -> str:
+    """A line of what the trial of a handler printed."""
+    result = TriedResult(tag, "cbor", 0, value)
+    tried = Tried(frame, "ok", "", [], [result], guest_us=0, decode_us=0, invoke_us=0, wait_us=0, gas=0, memory_bytes=0)
+    return msgspec.json.encode(tried).decode()
 
 
 def test_frames_bounds_an_endless_input(handler: Path) -> None:

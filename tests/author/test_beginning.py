@@ -12,9 +12,10 @@ from pictures_to_try import gray_pictures
 from appliance.author.beginning import TEMPLATES, Language, begin, next_steps
 from appliance.author.building import build, source_of
 from appliance.author.compilers import SDK, ToolchainMissingError
+from appliance.author.inputs import cameras
 from appliance.author.inspection import judge
 from appliance.author.outcome import Tried
-from appliance.author.trial import cameras, try_out
+from appliance.author.trial import try_out
 from appliance.config import HandlerConfig, InferenceConfig
 from appliance.errors import ConfigError, HandlerError
 from appliance.frame import Frame
