@@ -114,15 +114,13 @@ class Deployer:
         taken: Collection[str] = (),
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._fleet = fleet
-        self._targets = targets_of(device, fleet.groups)
+        self._device = device
         self._topics = topics
         self._ears = ears
         self._trust = trust
         self._store = store
         self._downloads = downloads
         self._report = report
-        self._taken = frozenset(taken)
         self._wall = wall
         self._parts = Parts(
             store=store,
@@ -151,6 +149,20 @@ class Deployer:
         self._files: set[str] = set()
         """Digests of desired states and indexes that are in use."""
         self.standing = Standing()
+        self.configure(fleet, taken)
+
+    def configure(self, fleet: FleetConfig, taken: Collection[str]) -> None:
+        """Groups, or the names of the configuration's handlers, are others: what is desired is ordered anew.
+
+        The rest of ``fleet`` counts for handlers whose deployment begins from now on.
+        """
+        self._fleet = fleet
+        self._targets = targets_of(self._device, fleet.groups)
+        self._taken = frozenset(taken)
+        self._ordered, self._metadata = None, {}
+        if self._ordering is not None:
+            self._ordering.cancel()
+        self._news.set()
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -218,7 +230,7 @@ class Deployer:
 
     def _patience(self) -> float:
         """Seconds until the metadata is looked at again without news: it expires, and clocks are set."""
-        if self._verified is None or self.standing.state != "current":
+        if self._verified is None or self.standing.state == "stale":
             return REPORT_SECONDS
         return max(0.0, min(REPORT_SECONDS, self._verified.expires.timestamp() - self._wall()))
 
@@ -231,7 +243,10 @@ class Deployer:
         except (TrustError, DeviceError) as error:
             self._is_doubtful(error)
         else:
+            changed = self._verified is None or verified.versions != self._verified.versions
             self._verified = verified
+            if changed:
+                self._say()
             if verified.versions == self._ordered:
                 self._stand("current")
             elif self._ordering is None or self._ordering.done() or metadata != self._metadata:

@@ -69,19 +69,16 @@ def deploy(wanted: Wanted, target: str, handler: str, assignment: Assignment, *,
 
 def undeploy(wanted: Wanted, target: str, handler: str) -> Wanted:
     """Takes a handler away, though a group before this document may give it. ConfigError where nothing gives it."""
-    given_by = [path for path, each in wanted.documents.items() if each.handlers.get(handler) is not None]
-    if not given_by:
+    givers = [path for path, each in wanted.documents.items() if each.handlers.get(handler) is not None]
+    weaker = target != group_target(EVERYBODY) and any(path.startswith("groups/") for path in givers if path != target)
+    if not givers:
         raise ConfigError(f"{handler} is not deployed to anything; `appliance fleet status` shows what is")
-    others = any(path.startswith("groups/") for path in given_by if path != target)
+    if target not in givers and not weaker:
+        raise ConfigError(f"{handler} is deployed to {', '.join(map(name_of, givers))}: name it with --to")
     handlers = dict(wanted.documents.get(target, Desired()).handlers)
-    if target not in given_by and not others:
-        where = ", ".join(name_of(path) for path in given_by)
-        raise ConfigError(f"{handler} is not deployed to {name_of(target)}, but to {where}")
     handlers.pop(handler, None)
-    if others and target != group_target(EVERYBODY):
+    if weaker:
         handlers[handler] = None
-    elif target not in given_by:
-        raise ConfigError(f"{handler} is deployed to {', '.join(map(name_of, given_by))}, which are stronger than all")
     return wanted.changed(target, handlers, _remembered(wanted, target, handler))
 
 

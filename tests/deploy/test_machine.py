@@ -247,9 +247,11 @@ def test_after_its_trial_it_is() -> None:
     assert (record.active, record.previous) == (C, B)
 
 
-def test_the_previous_version_is_not_on_trial_again() -> None:
-    record = after(ON_B, Wanted(A, downgrade=True), Fetched(), Admitted(), Kept(), Passed())
-    assert (record.active, record.previous, record.trial) == (A, B, None)
+def test_a_previous_version_that_was_through_its_trial_is_not_on_trial_again() -> None:
+    back = (Wanted(A, downgrade=True), Fetched(), Admitted(), Kept(), Passed())
+    record = after(replace(ON_B, proven=True), *back)
+    assert (record.active, record.previous, record.proven, record.trial) == (A, B, False, None)
+    assert after(ON_B, *back).trial == Trial(since_ns=NOW)
 
 
 def test_the_third_start_on_trial_goes_back_before_anything_starts() -> None:
@@ -570,6 +572,7 @@ class Device(RuleBasedStateMachine):
         assert record.state != "active" or record.active is not None
         assert record.active is None or record.active != record.previous
         assert not record.trial or record.active
+        assert not record.proven or record.previous
 
 
 Device.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
