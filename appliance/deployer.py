@@ -134,6 +134,7 @@ class Deployer:
             collect=self._collect_soon,
         )
         self._cache = MetadataCache()
+        self._emptied = 0
         self._news = asyncio.Event()
         self._garbage = asyncio.Event()
         self._started = asyncio.Event()
@@ -236,7 +237,15 @@ class Deployer:
             return REPORT_SECONDS
         return max(0.0, min(REPORT_SECONDS, self._verified.expires.timestamp() - self._wall()))
 
+    def _ask_again(self) -> None:
+        """For all metadata, where the cache has lost it to a flood: retained messages come once a subscription."""
+        if self._cache.emptied != self._emptied:
+            self._emptied = self._cache.emptied
+            self._ears.ignore((self._topics.all_metadata,))
+            self._ears.listen((self._topics.all_metadata,), self._heard)
+
     async def _refresh(self) -> None:
+        self._ask_again()
         metadata = self._cache.snapshot()
         try:
             verified = await in_thread(self._trust.refresh, metadata)
@@ -305,11 +314,15 @@ class Deployer:
         for name in self._rollouts.keys() - wanted.keys():
             self._rollouts[name].order(Unwanted())
         self._say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
-        ours = [(name, assignment) for name, assignment in wanted.items() if name not in self._taken]
-        done = await asyncio.gather(*(self._order_one(verified, *each, files) for each in ours))
-        if all(done):
+        async with asyncio.TaskGroup() as tasks:
+            ours = [
+                tasks.create_task(self._order_one(verified, name, assignment, files))
+                for name, assignment in wanted.items()
+                if name not in self._taken
+            ]
+        if done := all(task.result() for task in ours):
             self._files = files
-        return all(done)
+        return done
 
     async def _desired(self, verified: Verifies, path: str, files: set[str]) -> Desired | None:
         target = await in_thread(verified.target, path)
@@ -333,7 +346,7 @@ class Deployer:
             final = isinstance(error, UntrustedError)
             rollout.order(Blocked(slot, str(error), final=final))
             return final or isinstance(error, StaleError)
-        rollout.order(Wanted(slot, downgrade=assignment.downgrade), bundle)
+        rollout.order(Wanted(slot), bundle)
         return True
 
     async def _fetch(self, target: SignedTarget, files: set[str]) -> Path:

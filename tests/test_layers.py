@@ -22,9 +22,9 @@ LAYERS = (
     {"console", "doctor"},
     {"app"},
     {"deployer", "discovery", "telling", "remote"},
-    {"rollout", "reload", "snapshot", "log_feed", "health", "summary", "source_process", "serving", "replay"},
+    {"rollout", "reload", "snapshot", "log_feed", "health", "summary", "source_process", "serving", "replay", "author"},
     {"faults"},
-    {"zipper", "client", "source", "publisher", "control", "fleet"},
+    {"zipper", "client", "source", "publisher", "control", "fleet", "offline"},
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
     {"config", "wire", "ipc", "device"},
@@ -32,12 +32,8 @@ LAYERS = (
 )
 """Top to bottom. A unit (a module or a package beside this file's ``PACKAGE``) imports from lower layers only."""
 
-BESIDE = {
-    "sandbox": {"appliance.inference.messages", "appliance.inference.model"},
-    "deployer": {"appliance.rollout.parts", "appliance.rollout.rollout"},
-}
-"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works; the deployer has
-a rollout for each handler."""
+BESIDE = {"sandbox": {"appliance.inference.messages", "appliance.inference.model"}}
+"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works."""
 
 ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 """Libraries that draw -> the only units that may import them."""
@@ -60,6 +56,7 @@ NO_IO = [
     "deploy.bundle", "deploy.chunks", "deploy.desired", "deploy.events", "deploy.fleet_topics", "deploy.floor",
     "deploy.machine", "deploy.metadata", "deploy.record", "deploy.report", "deploy.versions", "deploy.watch",
     "fleet.assignments", "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
+    "author.outcome", "author.tally", "author.telling", "author.drawing",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",
 ]

@@ -40,7 +40,6 @@ from appliance.deploy.events import (
     Wanted,
 )
 from appliance.deploy.record import MAX_BAD, UNDER_WAY, Bad, Record, Slot, Stage, Trial, one_line
-from appliance.deploy.versions import is_lower
 
 TABLE = """
             gone      waiting   fetching  admitting  storing   canary    settled
@@ -61,6 +60,25 @@ Damaged     -         repair    repair    repair     repair    repair    repair
 """
 """Rule by event and stage; ``-``: nothing happens. Answers that come after what they answer has been given up are
 among those."""
+
+OUTCOMES = """
+consider  same settled fetching  | Abandon Fetch
+leave     gone                   | Abandon Stop Collect Forget
+block     settled waiting        | Abandon
+hold      same waiting           | Abandon
+admit     admitting              | Admit
+store     storing                | Keep
+try       canary                 | Try
+activate  settled                | Serve Collect
+refuse    settled                | Abandon
+wait      waiting                | Abandon RetryLater
+go-back   same settled           | Abandon Serve Try Collect
+trust     same                   |
+resume    same settled waiting   | Serve Try
+repair    same waiting           | Abandon Serve Stop Try RetryLater
+forget    gone                   | Collect Forget
+"""
+"""Stages a rule may lead to, and the most that it does there, in that order, after ``Save``."""
 
 TRIAL_BOOTS = 3
 """The device starts so often while a version is on trial: it is taken for the cause. Twice can be the power."""
@@ -92,9 +110,6 @@ def _consider(record: Record, event: Wanted, now: int) -> Outcome:
         return _settle(record, bad.state, bad.reason, now)
     if slot == record.candidate and record.state in UNDER_WAY:
         return record, ()
-    if record.active and not event.downgrade and is_lower(slot.version, record.active.version):
-        reason = f"{slot.version} would be a downgrade of {record.active.version}; deploy it as a rollback to mean it"
-        return _settle(record, "refused", reason, now)
     return _enter(record, "fetching", "", now, candidate=slot), (Abandon(), Fetch(slot))
 
 
@@ -305,9 +320,16 @@ RULES: Mapping[str, Rule] = {
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
+def _read_outcomes(table: str) -> dict[str, tuple[list[str], list[str]]]:
+    rows = [line.partition("|") for line in table.strip().splitlines()]
+    return {left.split()[0]: (left.split()[1:], right.split()) for left, _, right in rows}
+
+
 def _read(table: str) -> dict[tuple[str, Stage], str]:
     _head, *rows = [line.split() for line in table.strip().splitlines()]
     return {(event, stage): rule for event, *rules in rows for stage, rule in zip(STAGES, rules, strict=True)}
 
 
 RULE_OF: Mapping[tuple[str, Stage], str] = _read(TABLE)
+OUTCOMES_OF = _read_outcomes(OUTCOMES)
+"""(stages, actions) by rule."""

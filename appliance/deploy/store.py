@@ -63,6 +63,7 @@ class Store:
                 _make_fit(each, Path.is_file)
             for each in (self._staging, self._slots):
                 _make_fit(each, Path.is_dir)
+            _remove(self._records.glob(".*"))  # what a power cut has left of writing one
 
     # Files by content
 
@@ -72,7 +73,7 @@ class Store:
     def sound(self, digest: str) -> bool:
         """It is there, every byte of it checked. One that is damaged is removed, so that it is fetched again."""
         file = self.object(digest)
-        with self._changing():
+        with writing(file):
             if not file.is_file():
                 return False
             if file_digest(file) == digest:
@@ -173,7 +174,6 @@ class Store:
             under_way = needed | self._open
             _remove(file for file in self._incoming.iterdir() if file.name.partition(".")[0] not in under_way)
             _remove(staged for staged in self._staging.iterdir() if staged.name not in wanted)
-            _remove(self._records.glob(".*"))  # what a power cut has left of writing one
 
     # Records
 
@@ -190,7 +190,7 @@ class Store:
         """Durable when this returns; a power cut before that leaves the old or the new one."""
         if len(data) > MAX_RECORD_BYTES:
             raise ValueError(f"a record of {len(data)} bytes is over the limit of {MAX_RECORD_BYTES}")
-        with self._lock, writing(self._records):  # not beside `collect`, which removes what is half written
+        with writing(self._records):  # without the lock: a rollback does not wait for another handler's files
             write_durably(self._record(name), data)
 
     def remove_record(self, name: str) -> None:
