@@ -28,7 +28,7 @@ from appliance.device.memory import proportional_kb
 from appliance.device.state import StateDirectory, read_secret
 from appliance.device.thermal import cpu_temperature
 from appliance.discovery import Discovery, View, cameras_of
-from appliance.errors import ConfigError
+from appliance.errors import ConfigError, DeviceError
 from appliance.faults import FaultKeeper
 from appliance.frame import Frame
 from appliance.inference.broker import Broker
@@ -212,13 +212,18 @@ class Appliance:
             return
         directory = self._state.deploy
         topics = FleetTopics(fleet.prefix, fleet.name)
-        store = await asyncio.to_thread(Store, directory, fleet.quota_mb << 20)
+        try:
+            store = await asyncio.to_thread(Store, directory, fleet.quota_mb << 20)
+            trust = await asyncio.to_thread(lambda: Trust(directory, read_root(fleet)))
+        except DeviceError as error:
+            log.error("event=deployment_off error=%s", error)  # noqa: TRY400 - the disk's; the rest goes on
+            return
         deployer = Deployer(
             fleet,
             self.device,
             topics=topics,
             ears=self.control,
-            trust=await asyncio.to_thread(lambda: Trust(directory, read_root(fleet))),
+            trust=trust,
             store=store,
             downloads=Downloads(topics, self.control, store),
             serving=self.serving,

@@ -62,15 +62,15 @@ Damaged     -         repair    repair    repair     repair    repair    repair
 among those."""
 
 OUTCOMES = """
-consider  same settled fetching  | Abandon Fetch
+consider  same settled fetching  | Abandon Fetch Collect
 leave     gone                   | Abandon Stop Collect Forget
-block     settled waiting        | Abandon
+block     settled waiting        | Abandon Collect
 hold      same waiting           | Abandon
 admit     admitting              | Admit
 store     storing                | Keep
 try       canary                 | Try
 activate  settled                | Serve Collect
-refuse    settled                | Abandon
+refuse    settled                | Abandon Collect
 wait      waiting                | Abandon RetryLater
 go-back   same settled           | Abandon Serve Try Collect
 trust     same                   |

@@ -100,7 +100,7 @@ class MemoryStore:
         return sorted(self.records_kept)
 
     def record(self, name: str = "parts") -> Record:
-        return decode_record(self.records_kept[name])
+        return decode_record(self.records_kept[name], name)
 
     def _call(self, method: str) -> None:
         self.calls[method] += 1

@@ -316,9 +316,9 @@ def test_a_record_has_a_bound(scene: Scene) -> None:
 
 
 def test_a_disk_that_fails_is_the_devices_fault(tmp_path: Path) -> None:
-    (tmp_path / "deploy").write_bytes(b"")
+    (tmp_path / "state").write_bytes(b"")
     with pytest.raises(DeviceError, match="--state"):
-        Store(tmp_path / "deploy", 1)
+        Store(tmp_path / "state" / "deploy", 1)
     scene = Scene(tmp_path / "other")
     shutil.rmtree(scene.path)
     with pytest.raises(DeviceError, match="--state"):

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from kills import Steps, in_child
 from power_cuts import Cut, Drive, cuts
-from whole_installs import Scene, difference, running, scenes, tree
+from whole_installs import SCENES, Scene, difference, running, tree
 
+DISK_MEGABYTES = 160
+"""Beside what a device keeps free whatever is deployed."""
 TWICE = 0.25
 """Of the cuts are followed by another one, while the box recovers."""
 
@@ -54,7 +56,7 @@ class Tally:
 
 def courses(directory: Path) -> list[Course]:
     """Of all scenes, each carried out once."""
-    return [course(scene, directory / str(number)) for number, scene in enumerate(scenes().values())]
+    return [course(scene, directory / str(number)) for number, scene in enumerate(SCENES.values())]
 
 
 def course(scene: Scene, directory: Path) -> Course:
@@ -125,7 +127,7 @@ def killed_at_each_step(course: Course, directory: Path, first: int = 0, stride:
     """At each step (or each ``stride``-th), until the install is over before it comes: what was in service then."""
     step, killed = first, True
     while killed:
-        state = course.lay(directory / "state")
+        state = course.lay(directory)
         killed = cut_short(course, state, step)
         try:
             yield recover(course, state)

@@ -67,7 +67,7 @@ class Steps:
     def _is_ours(self, what: object, directory: int | None) -> bool:
         handle = what if isinstance(what, int) else directory
         if handle is not None:
-            path = os.readlink(f"/proc/self/fd/{handle}")
+            path = str(Path(f"/proc/self/fd/{handle}").readlink())
         elif isinstance(what, str | bytes | os.PathLike):
             path = os.fsdecode(what)
         else:

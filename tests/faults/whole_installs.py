@@ -93,7 +93,7 @@ NEIGHBOURS = ran_as(NEIGHBOUR, "1.0.0")
 
 @dataclass(frozen=True)
 class Scene:
-    """What is published ``before``, and then ``after``; ``may_run``: what may be in service at any time from then on."""
+    """What is published ``before``, and then ``after``; ``may_run``: what may be in service from then on."""
 
     name: str
     root: bytes
@@ -133,13 +133,13 @@ class _Desk:
             self.fleet.rotate(role)
 
 
-def scenes() -> dict[str, Scene]:
+def _scenes() -> dict[str, Scene]:
     made = [
         _scene("first install", [None], "2.0.0", {None, TWO}, TWO),
         _scene("upgrade", ["1.0.0"], "2.0.0", {ONE, TWO}, TWO),
         _scene("upgrade while all keys are rotated", ["1.0.0"], "2.0.0", {ONE, TWO}, TWO, rotate=True),
         _scene("other settings", ["1.0.0"], "1.0.0", {ONE, ONE_CHANGED}, ONE_CHANGED, settings={"least": "7"}),
-        _scene("downgrade", ["1.0.0", "2.0.0"], "1.0.0", {ONE, TWO}, ONE, proven=True, downgrade=True),
+        _scene("downgrade", ["1.0.0", "2.0.0"], "1.0.0", {ONE, TWO}, ONE, proven=True),
         _scene("going back from a bad version", ["1.0.0", "2.0.0"], "2.0.0", {ONE, TWO}, ONE, bad_in_service={"2.0.0"}),
         _scene("quarantine of a bad canary", ["1.0.0"], "2.0.0", {ONE}, ONE, bad_as_canary={"2.0.0"}),
         _scene("undeploy", ["1.0.0"], None, {ONE, None}, None),
@@ -175,6 +175,9 @@ def _scene(
         frozenset(bad_as_canary),
         proven,
     )
+
+
+SCENES = _scenes()
 
 
 # --- the box ------------------------------------------------------------------------------------------------------
@@ -339,7 +342,7 @@ def _content(path: Path) -> str:
         return "directory"
     data = path.read_bytes()
     if path.parent.name == "records" and path.suffix == ".json":
-        return msgspec.json.encode(_timeless(decode_record(data))).decode()
+        return msgspec.json.encode(_timeless(decode_record(data, path.stem))).decode()
     return _short(data)
 
 
