@@ -134,7 +134,8 @@ def killed_at_each_step(course: Course, directory: Path, first: int = 0, stride:
         except AssertionError as error:
             error.add_note(f"{course.scene.name}, killed at step {step} of about {course.steps}")
             raise
-        shutil.rmtree(state)
+        finally:
+            shutil.rmtree(state)
         step += stride
 
 
