@@ -132,6 +132,7 @@ class Deployer:
             collect=self._collect_soon,
         )
         self._cache = MetadataCache()
+        self._emptied = 0
         self._news = asyncio.Event()
         self._garbage = asyncio.Event()
         self._started = asyncio.Event()
@@ -234,7 +235,15 @@ class Deployer:
             return REPORT_SECONDS
         return max(0.0, min(REPORT_SECONDS, self._verified.expires.timestamp() - self._wall()))
 
+    def _ask_again(self) -> None:
+        """For all metadata, where the cache has lost it to a flood: retained messages come once a subscription."""
+        if self._cache.emptied != self._emptied:
+            self._emptied = self._cache.emptied
+            self._ears.ignore((self._topics.all_metadata,))
+            self._ears.listen((self._topics.all_metadata,), self._heard)
+
     async def _refresh(self) -> None:
+        self._ask_again()
         metadata = self._cache.snapshot()
         try:
             verified = await in_thread(self._trust.refresh, metadata)
@@ -335,7 +344,7 @@ class Deployer:
             final = isinstance(error, UntrustedError)
             rollout.order(Blocked(slot, str(error), final=final))
             return final or isinstance(error, StaleError)
-        rollout.order(Wanted(slot, downgrade=assignment.downgrade), bundle)
+        rollout.order(Wanted(slot), bundle)
         return True
 
     async def _fetch(self, target: SignedTarget, files: set[str]) -> Path:
