@@ -119,7 +119,7 @@ async def test_subscriptions_and_what_was_to_be_sent_outlive_the_broker(absent_b
         await until(lambda: not control.connection.connected)
         assert control.max_message == 0
         absent_broker.start()
-        await connected(control)
+        await until(lambda: control.connection.connected)
         control.send(Message("a", b"after"))
         await until(lambda: heard == [b"before", b"after"])
         assert connections == 2
