@@ -1,4 +1,4 @@
-"""The process of a box is killed at any moment of an upgrade: it comes back with the old or the new, and finishes it."""
+"""The process of a box is killed while it upgrades: it comes back with the old or the new, and finishes it."""
 
 import asyncio
 import random
