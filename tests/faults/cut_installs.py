@@ -78,16 +78,16 @@ def course(scene: Scene, directory: Path) -> Course:
 
 async def _prepare(scene: Scene, directory: Path) -> None:
     async with running(scene, directory, healthy=True) as box:
-        for retained in scene.before:
+        for retained, runs in scene.before:
             box.ears.publish(retained)
-            await box.until_idle()
+            await box.until_settled(retained, runs)
 
 
 async def _whole(scene: Scene, directory: Path) -> None:
     async with running(scene, directory) as box:
         box.ears.publish(scene.after)
-        await box.until_idle()
-        assert box.check() == scene.ends_with
+        await box.until_settled(scene.after, scene.ends_with)
+        box.check()
 
 
 # --- cut and recover ----------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ NOW = (START + timedelta(days=1)).timestamp()
 CONFIG = FleetConfig(name=TOPICS.fleet, canary_frames=30, canary_seconds=3600.0, trial_seconds=3600.0)
 SHORT_TRIAL_SECONDS = 0.02
 PATIENCE = 20.0
-IDLE_SECONDS = 0.3
+IDLE_SECONDS = 0.1
 """Without a change on the disk: an install is over."""
 SPARE_BYTES = 48 << 10
 """Of the quota, beside bundles: metadata and records."""
@@ -97,7 +97,8 @@ class Scene:
 
     name: str
     root: bytes
-    before: tuple[Retained, ...]
+    before: tuple[tuple[Retained, str | None], ...]
+    """With what runs then."""
     after: Retained
     may_run: frozenset[str | None]
     ends_with: str | None
@@ -161,7 +162,7 @@ def _scene(
     **changes: Any,
 ) -> Scene:
     desk = _Desk()
-    published = tuple(desk.publish(version) for version in before)
+    published = tuple((desk.publish(version), version and ran_as(NAME, version)) for version in before)
     if rotate:
         desk.rotate_all()
     return Scene(
@@ -263,14 +264,28 @@ class Box:
         except TimeoutError:
             raise AssertionError(f"{what()}; {self.reports}") from None
 
-    async def until_idle(self) -> None:
-        """Nothing changes on the disk any more."""
+    async def until_settled(self, retained: Retained, runs: str | None) -> None:
+        """It is as these messages say, and nothing changes on the disk any more."""
+        timestamp = msgspec.json.decode(retained[TOPICS.metadata("timestamp.json")])["signed"]["version"]
+
+        def settled() -> bool:
+            deployer = self.deployer
+            ordered = deployer._ordered is not None and deployer._ordered["timestamp"] == timestamp
+            clean = not deployer._garbage.is_set() and not deployer._parts.turn.locked()
+            records = [rollout.record for rollout in deployer._rollouts.values()]
+            return ordered and clean and self.serving.runs(NAME) == runs and all(_is_settled(each) for each in records)
+
+        await self.until(settled, lambda: f"not settled: {tree(self.directory)}")
         loop = asyncio.get_running_loop()
         seen, since = tree(self.directory), loop.time()
         while loop.time() - since < IDLE_SECONDS:
             await asyncio.sleep(0.01)
             if (now := tree(self.directory)) != seen:
                 seen, since = now, loop.time()
+
+
+def _is_settled(record: Record) -> bool:
+    return record.candidate is None and record.stage in ("settled", "gone")
 
 
 @asynccontextmanager

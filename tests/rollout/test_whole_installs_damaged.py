@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cut_installs import Course, course
 from kills import in_child
-from whole_installs import NAME, NEIGHBOUR, NEIGHBOURS, SCENES, TWO, difference, running, tree
+from whole_installs import NAME, NEIGHBOUR, NEIGHBOURS, SCENES, TWO, running, tree
 
 UPGRADE = SCENES["upgrade"]
 SEED = 7
@@ -27,7 +27,7 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Course:
     async def upgrade() -> None:
         async with running(UPGRADE, state) as box:
             box.ears.publish(UPGRADE.after)
-            await box.until_idle()
+            await box.until_settled(UPGRADE.after, TWO)
 
     in_child(lambda: asyncio.run(upgrade()))
     return Course(UPGRADE, state, made.after, 0)
@@ -143,11 +143,8 @@ def test_a_damaged_box_starts_and_comes_back_to_what_is_wanted(upgraded: Course,
             assert at_once <= {*UPGRADE.may_run, NEIGHBOURS, None}
             box.ears.publish(UPGRADE.after)
 
-            def done() -> bool:
-                return box.serving.runs(NAME) == TWO and box.serving.runs(NEIGHBOUR) == NEIGHBOURS
-
-            await box.until(done, lambda: difference(tree(state), upgraded.after))
-            await box.until_idle()
+            await box.until_settled(UPGRADE.after, TWO)
+            assert box.serving.runs(NEIGHBOUR) == NEIGHBOURS
             left = tree(state).keys() - upgraded.after.keys()
             assert not left, f"{left} is too much"
         return said.lines
