@@ -19,6 +19,8 @@ _CHANGING = frozenset({"os.rename", "os.link", "os.symlink", "os.mkdir", "os.rem
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _MOST_BYTES = 1 << 16
 """What a pipe holds."""
+_MOST_SECONDS = 120
+"""For a process that hangs."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def in_child(work: Callable[[], Any]) -> Ended:
         warnings.simplefilter("ignore", DeprecationWarning)  # threads of other tests: the child needs none of them
         child = os.fork()
     if child == 0:
+        signal.alarm(_MOST_SECONDS)
         try:
             answer = json.dumps({"value": work()})
         except BaseException:  # noqa: BLE001 - told to the parent, which raises
@@ -94,6 +97,7 @@ def in_child(work: Callable[[], Any]) -> Ended:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code == -signal.SIGKILL:
         return Ended(killed=True)
+    assert code == 0, f"the process ended with {code}"
     answer = json.loads(data)
     if "failed" in answer:
         raise AssertionError(answer["failed"])

@@ -44,7 +44,7 @@ CHUNK_BYTES = 4 << 10
 NOW = (START + timedelta(days=1)).timestamp()
 CONFIG = FleetConfig(name=TOPICS.fleet, canary_frames=30, canary_seconds=3600.0, trial_seconds=3600.0)
 SHORT_TRIAL_SECONDS = 0.02
-PATIENCE = 20.0
+PATIENCE = 60.0
 IDLE_SECONDS = 0.1
 """Without a change on the disk: an install is over."""
 SPARE_BYTES = 48 << 10
