@@ -37,7 +37,10 @@ WINDOW_BYTES = 4 << 20
 MAX_INBOUND_BYTES = 64 << 10
 """A packet of the broker over this ends the connection before it is buffered."""
 MAX_INBOUND_MESSAGES = 16
-"""Of the broker's, begun and not done with."""
+"""Of the broker's, begun and not done with: of QoS 2, which nobody here has asked for."""
+RECEIVE_MAXIMUM = 64
+"""Messages of QoS 1 that the broker may send before the first is acknowledged, each of which is done with at once: a
+download's window."""
 MAX_TOPIC_BYTES = 1024
 """Of a message that comes, and of the topic that it asks to be answered on; what is longer is dropped."""
 MAX_CORRELATION_BYTES = 256
@@ -111,7 +114,7 @@ class Link(aiomqtt.Client):
         """
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.MaximumPacketSize = MAX_INBOUND_BYTES
-        properties.ReceiveMaximum = MAX_INBOUND_MESSAGES
+        properties.ReceiveMaximum = RECEIVE_MAXIMUM
         super().__init__(
             endpoint.host,
             endpoint.port,
