@@ -7,6 +7,7 @@ on, and the device's report says what is wrong.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 """Seconds until documents that could not be had are asked for again."""
 
 
+AGAIN_SECONDS = 30.0
+"""What failed is not tried again for being sent again more often than this, whatever a broker does."""
+TIMESTAMP = "timestamp.json"
+"""The metadata file that is sent last, when the broker has all the rest."""
 NAME_TAKEN = "the configuration of this device has a handler of that name; remove it there, or rename it"
 
 
@@ -113,6 +118,7 @@ class Deployer:
         report: Report,
         taken: Collection[str] = (),
         wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
         self._targets = targets_of(device, fleet.groups)
@@ -124,6 +130,7 @@ class Deployer:
         self._report = report
         self._taken = frozenset(taken)
         self._wall = wall
+        self._clock = clock
         self._parts = Parts(
             store=store,
             downloads=downloads,
@@ -135,6 +142,11 @@ class Deployer:
         )
         self._cache = MetadataCache()
         self._news = asyncio.Event()
+        self._sent_again = False
+        """A timestamp has come, new or not: the broker is back, or the operator has sent what was missing."""
+        self._again = asyncio.Event()
+        """What waits to be tried again is tried now."""
+        self._again_from = -math.inf
         self._garbage = asyncio.Event()
         self._started = asyncio.Event()
         self._group = asyncio.TaskGroup()
@@ -192,7 +204,7 @@ class Deployer:
 
     async def _rollout(self, name: str) -> Rollout:
         if name not in self._rollouts:
-            rollout = Rollout(name, self._parts, self._fleet)
+            rollout = Rollout(name, self._parts, self._fleet, clock=self._clock)
             await rollout.boot()
             self._rollouts[name] = rollout
             self._begin(rollout.run())
@@ -202,7 +214,11 @@ class Deployer:
 
     def _heard(self, message: Incoming) -> None:
         file = self._topics.metadata_of(message.topic)
-        if file is not None and self._cache.received(file, message.payload):
+        if file is None:
+            return
+        changed = self._cache.received(file, message.payload)
+        self._sent_again |= file == TIMESTAMP
+        if changed or file == TIMESTAMP:
             self._news.set()
 
     async def _keep_current(self) -> None:
@@ -210,6 +226,7 @@ class Deployer:
         while True:
             self._news.clear()
             await self._refresh()
+            self._try_again()
             await asyncio.sleep(REFRESH_SECONDS - SETTLE_SECONDS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._patience()):
@@ -218,9 +235,12 @@ class Deployer:
 
     def _patience(self) -> float:
         """Seconds until the metadata is looked at again without news: it expires, and clocks are set."""
-        if self._verified is None or self.standing.state != "current":
-            return REPORT_SECONDS
-        return max(0.0, min(REPORT_SECONDS, self._verified.expires.timestamp() - self._wall()))
+        times = [REPORT_SECONDS]
+        if self._sent_again:
+            times.append(self._again_from - self._clock())
+        if self._verified is not None and self.standing.state == "current":
+            times.append(self._verified.expires.timestamp() - self._wall())
+        return max(0.0, min(times))
 
     async def _refresh(self) -> None:
         metadata = self._cache.snapshot()
@@ -238,6 +258,17 @@ class Deployer:
                 await self._end_ordering()
                 self._metadata = metadata
                 self._ordering = self._begin(self._order(verified))
+
+    def _try_again(self) -> None:
+        """Once it has been sent again: after a long outage it would not be due for minutes."""
+        now = self._clock()
+        if not self._sent_again or now < self._again_from:
+            return
+        self._sent_again = False
+        self._again_from = now + AGAIN_SECONDS
+        self._again.set()
+        for rollout in self._rollouts.values():
+            rollout.try_again()
 
     def _is_stale(self, reason: str) -> None:
         """Nothing new is begun with. What is ordered is ordered again when the metadata is fresh."""
@@ -271,8 +302,13 @@ class Deployer:
         """Until every rollout has its order, or there is newer metadata."""
         waits = Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)
         self._ordered = None
-        while not await self._order_all(verified):  # noqa: ASYNC110 - it is the broker that is waited for
-            await asyncio.sleep(waits.failed(time.monotonic()))
+        self._again.clear()
+        while not await self._order_all(verified):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(waits.failed(self._clock())):
+                    await self._again.wait()
+                waits = Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)
+            self._again.clear()
         self._ordered = verified.versions
         self._collect_soon()
 

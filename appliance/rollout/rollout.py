@@ -86,6 +86,13 @@ class Rollout:
         self._order, self._ordered = None, False
         self._happens(ev.Stale(reason))
 
+    def try_again(self) -> None:
+        """What waits to be tried again need not wait any longer."""
+        self._retries = _retries()
+        if self._retry_at is not None:
+            self._retry_at = self._clock()
+            self._wake.set()
+
     @property
     def used(self) -> frozenset[tuple[str, str]]:
         """(name, digest) of slots that must stay."""
