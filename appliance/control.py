@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from paho.mqtt.matcher import MQTTMatcher
 
@@ -95,6 +95,17 @@ class Control:
     @property
     def connection(self) -> Connection:
         return self._client.connection if self._client else Connection()
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """For the statistics."""
+        told = self.connection
+        return {
+            "connected": told.connected,
+            "reconnects": told.reconnects,
+            "refused": told.refused,
+            "dropped": self.dropped,
+        }
 
     @property
     def max_message(self) -> int:

@@ -7,7 +7,6 @@ on, and the device's report says what is wrong.
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.metadata import MetadataCache
 from appliance.deploy.record import Slot, one_line, slot_of
 from appliance.deploy.report import REPORT_SECONDS, DeviceReport, HandlerReport
+from appliance.deploy.resent import Resent
 from appliance.deploy.trust import (
     SignedTarget,
     StaleError,
@@ -49,10 +49,6 @@ FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 """Seconds until documents that could not be had are asked for again."""
 
 
-AGAIN_SECONDS = 30.0
-"""What failed is not tried again for being sent again more often than this, whatever a broker does."""
-TIMESTAMP = "timestamp.json"
-"""The metadata file that is sent last, when the broker has all the rest."""
 NAME_TAKEN = "the configuration of this device has a handler of that name; remove it there, or rename it"
 
 
@@ -120,15 +116,13 @@ class Deployer:
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._fleet = fleet
-        self._targets = targets_of(device, fleet.groups)
+        self._device = device
         self._topics = topics
         self._ears = ears
         self._trust = trust
         self._store = store
         self._downloads = downloads
         self._report = report
-        self._taken = frozenset(taken)
         self._wall = wall
         self._clock = clock
         self._parts = Parts(
@@ -141,12 +135,11 @@ class Deployer:
             collect=self._collect_soon,
         )
         self._cache = MetadataCache()
+        self._emptied = 0
         self._news = asyncio.Event()
-        self._sent_again = False
-        """A timestamp has come, new or not: the broker is back, or the operator has sent what was missing."""
+        self._resent = Resent()
         self._again = asyncio.Event()
         """What waits to be tried again is tried now."""
-        self._again_from = -math.inf
         self._garbage = asyncio.Event()
         self._started = asyncio.Event()
         self._group = asyncio.TaskGroup()
@@ -163,6 +156,20 @@ class Deployer:
         self._files: set[str] = set()
         """Digests of desired states and indexes that are in use."""
         self.standing = Standing()
+        self.configure(fleet, taken)
+
+    def configure(self, fleet: FleetConfig, taken: Collection[str]) -> None:
+        """Groups, or the names of the configuration's handlers, are others: what is desired is ordered anew.
+
+        The rest of ``fleet`` counts for handlers whose deployment begins from now on.
+        """
+        self._fleet = fleet
+        self._targets = targets_of(self._device, fleet.groups)
+        self._taken = frozenset(taken)
+        self._ordered, self._metadata = None, {}
+        if self._ordering is not None:
+            self._ordering.cancel()
+        self._news.set()
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -216,9 +223,8 @@ class Deployer:
         file = self._topics.metadata_of(message.topic)
         if file is None:
             return
-        changed = self._cache.received(file, message.payload)
-        self._sent_again |= file == TIMESTAMP
-        if changed or file == TIMESTAMP:
+        resent = self._resent.heard(file)
+        if self._cache.received(file, message.payload) or resent:
             self._news.set()
 
     async def _keep_current(self) -> None:
@@ -235,14 +241,20 @@ class Deployer:
 
     def _patience(self) -> float:
         """Seconds until the metadata is looked at again without news: it expires, and clocks are set."""
-        times = [REPORT_SECONDS]
-        if self._sent_again:
-            times.append(self._again_from - self._clock())
-        if self._verified is not None and self.standing.state == "current":
+        times = [REPORT_SECONDS, self._resent.due_at - self._clock()]
+        if self._verified is not None and self.standing.state != "stale":
             times.append(self._verified.expires.timestamp() - self._wall())
         return max(0.0, min(times))
 
+    def _ask_again(self) -> None:
+        """For all metadata, where the cache has lost it to a flood: retained messages come once a subscription."""
+        if self._cache.emptied != self._emptied:
+            self._emptied = self._cache.emptied
+            self._ears.ignore((self._topics.all_metadata,))
+            self._ears.listen((self._topics.all_metadata,), self._heard)
+
     async def _refresh(self) -> None:
+        self._ask_again()
         metadata = self._cache.snapshot()
         try:
             verified = await in_thread(self._trust.refresh, metadata)
@@ -251,7 +263,10 @@ class Deployer:
         except (TrustError, DeviceError) as error:
             self._is_doubtful(error)
         else:
+            changed = self._verified is None or verified.versions != self._verified.versions
             self._verified = verified
+            if changed:
+                self._say()
             if verified.versions == self._ordered:
                 self._stand("current")
             elif self._ordering is None or self._ordering.done() or metadata != self._metadata:
@@ -260,15 +275,11 @@ class Deployer:
                 self._ordering = self._begin(self._order(verified))
 
     def _try_again(self) -> None:
-        """Once it has been sent again: after a long outage it would not be due for minutes."""
-        now = self._clock()
-        if not self._sent_again or now < self._again_from:
-            return
-        self._sent_again = False
-        self._again_from = now + AGAIN_SECONDS
-        self._again.set()
-        for rollout in self._rollouts.values():
-            rollout.try_again()
+        """After a long outage it would not be due for minutes."""
+        if self._resent.due(self._clock()):
+            self._again.set()
+            for rollout in self._rollouts.values():
+                rollout.try_again()
 
     def _is_stale(self, reason: str) -> None:
         """Nothing new is begun with. What is ordered is ordered again when the metadata is fresh."""
@@ -324,11 +335,15 @@ class Deployer:
         for name in self._rollouts.keys() - wanted.keys():
             self._rollouts[name].order(Unwanted())
         self._say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
-        ours = [(name, assignment) for name, assignment in wanted.items() if name not in self._taken]
-        done = await asyncio.gather(*(self._order_one(verified, *each, files) for each in ours))
-        if all(done):
+        async with asyncio.TaskGroup() as tasks:
+            ours = [
+                tasks.create_task(self._order_one(verified, name, assignment, files))
+                for name, assignment in wanted.items()
+                if name not in self._taken
+            ]
+        if done := all(task.result() for task in ours):
             self._files = files
-        return all(done)
+        return done
 
     async def _desired(self, verified: Verifies, path: str, files: set[str]) -> Desired | None:
         target = await in_thread(verified.target, path)

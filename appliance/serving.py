@@ -172,7 +172,8 @@ class Serving:
         self._begun.pop(handler, None)
         handler.leave()
         self._on_change()
-        await asyncio.wait([self._tasks[handler]])
+        if handler in self._tasks:  # else it has ended by itself: a defect, of which the group hears
+            await asyncio.wait([self._tasks[handler]])
 
     def _gone(self, handler: LocalHandler) -> None:
         handler.detach()  # where it was cancelled before it began

@@ -61,6 +61,7 @@ class Store:
         with writing(directory):
             for each in (self._objects, self._incoming, self._staging, self._slots, self._records):
                 make_directory(each)
+            _remove(self._records.glob(".*"))  # what a power cut has left of writing one
 
     # Files by content
 
@@ -157,7 +158,6 @@ class Store:
             under_way = needed | self._open
             _remove(file for file in self._incoming.iterdir() if file.name.partition(".")[0] not in under_way)
             _remove(staged for staged in self._staging.iterdir() if staged.name not in wanted)
-            _remove(self._records.glob(".*"))  # what a power cut has left of writing one
 
     # Records
 
@@ -174,7 +174,7 @@ class Store:
         """Durable when this returns; a power cut before that leaves the old or the new one."""
         if len(data) > MAX_RECORD_BYTES:
             raise ValueError(f"a record of {len(data)} bytes is over the limit of {MAX_RECORD_BYTES}")
-        with self._lock, writing(self._records):  # not beside `collect`, which removes what is half written
+        with writing(self._records):  # without the lock: a rollback does not wait for another handler's files
             write_durably(self._record(name), data)
 
     def remove_record(self, name: str) -> None:

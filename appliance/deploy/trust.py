@@ -39,8 +39,8 @@ from appliance.errors import ConfigError, PeerError
 
 log = logging.getLogger(__name__)
 
-MAX_ROOT_ROTATIONS = 64
-"""Versions of the root that one refresh goes through."""
+MAX_ROOT_ROTATIONS = 1024
+"""Versions of the root from the one that the box was given: each needs the keys of the one before it."""
 MAX_DELEGATIONS = 32
 """Roles that are asked for one target."""
 READ_BYTES = 64 << 10

@@ -125,7 +125,7 @@ class LocalHandler:
 
     def leave(self) -> None:
         """Observe no more; frames it still has are handled. Its name is free."""
-        if not self._leaving.is_set():
+        if not (self._leaving.is_set() or self._detached):
             self._leaving.set()
             self._zipper.leave(self._attached.name)
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -252,7 +253,6 @@ def test_what_no_slot_needs_and_nobody_wants_goes(scene: Scene) -> None:
     scene.begin(coming, MIN_CHUNK_BYTES)
     scene.begin(stray, MIN_CHUNK_BYTES)
     (scene.path / "staging" / ".left").mkdir()
-    (scene.path / "records" / ".left").write_bytes(b"")
     scene.store.write_record("detector", b"kept")
     scene.store.collect(used=[("detector", two.digest)], wanted=[three.digest, scene.digest(coming)])
     assert scene.store.slot("detector", one.digest) is None
@@ -260,7 +260,6 @@ def test_what_no_slot_needs_and_nobody_wants_goes(scene: Scene) -> None:
     assert {file.name for file in (scene.path / "objects").iterdir()} == two.digests | three.digests
     assert [file.name.partition(".")[0] for file in (scene.path / "incoming").iterdir()] == [scene.digest(coming)]
     assert [path.name for path in (scene.path / "staging").iterdir()] == [three.digest]
-    assert [path.name for path in (scene.path / "records").iterdir()] == ["detector.json"]
     scene.store.collect(used=())
     assert {path.name for path in scene.path.rglob("*")} == {
         "objects", "incoming", "staging", "slots", "records", "detector.json",
@@ -290,6 +289,25 @@ def test_records_are_written_read_listed_and_removed(scene: Scene) -> None:
     scene.store.remove_record("detector")
     scene.store.remove_record("detector")
     assert scene.store.records() == ["acme-counter"]
+
+
+def test_what_a_power_cut_left_of_a_record_goes_at_the_next_start(scene: Scene) -> None:
+    scene.store.write_record("detector", b"1")
+    (scene.path / "records" / ".detector.json.x").write_bytes(b"")
+    scene.restart()
+    assert [path.name for path in (scene.path / "records").iterdir()] == ["detector.json"]
+
+
+def test_records_are_written_while_others_change_the_store(scene: Scene) -> None:
+    one = detector("1.0.0")
+    scene.download(one)
+    with ThreadPoolExecutor(3) as threads:
+        works = [threads.submit(scene.store.write_record, "detector", str(number).encode()) for number in range(50)]
+        works += [threads.submit(scene.store.collect, (), [one.digest]) for _ in range(20)]
+        works += [threads.submit(scene.store.stage, one.verified) for _ in range(20)]
+    for work in works:
+        work.result()
+    assert scene.store.read_record("detector") is not None
 
 
 def test_a_record_has_a_bound(scene: Scene) -> None:

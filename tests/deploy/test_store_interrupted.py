@@ -1,8 +1,7 @@
 """The store ends anywhere, or its disk fails anywhere: what is there afterwards is the old or the new, whole."""
 
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,17 +95,6 @@ def work(request: pytest.FixtureRequest) -> Work:
 
 STRIDES = [7, pytest.param(1, marks=pytest.mark.slow)]
 """Every day some of the steps, at times all of them."""
-
-
-@pytest.fixture
-def quick(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory where there is one: what survives a process needs no disk."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
-        yield Path(directory)
 
 
 class Stage:

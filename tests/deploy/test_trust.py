@@ -11,6 +11,7 @@ from fleet_double import START, Fleet, signed
 from tuf.api.metadata import Metadata, MetaFile, Root, TargetFile
 from tuf.ngclient.updater import Updater
 
+from appliance.deploy import trust
 from appliance.deploy.bundle import Bundle, BundleFile, bundle_target, encode_bundle
 from appliance.deploy.desired import Assignment, Desired
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES
@@ -66,8 +67,8 @@ def fleet() -> Fleet:
 
 
 @pytest.fixture
-def box(tmp_path: Path, fleet: Fleet) -> Box:
-    return Box(tmp_path, fleet)
+def box(quick: Path, fleet: Fleet) -> Box:
+    return Box(quick, fleet)
 
 
 def target(verified: Verified, path: str) -> SignedTarget:
@@ -406,13 +407,18 @@ def test_more_than_a_message_holds_is_not_read(box: Box, fleet: Fleet) -> None:
         box.refresh()
 
 
-def test_endless_roots_end(box: Box, fleet: Fleet) -> None:
-    for _ in range(70):
+def test_endless_roots_end(box: Box, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "MAX_ROOT_ROTATIONS", 5)
+    for _ in range(10):
         fleet.publish_root()
-    assert box.refresh().versions["root"] == 65
-    assert set((box.directory / "metadata" / "root_history").iterdir()) <= {
-        box.directory / "metadata" / "root_history" / f"{number}.root.json" for number in range(1, 66)
-    }
+    assert box.refresh().versions["root"] == 6
+
+
+@pytest.mark.parametrize("junk", [b"[" * 50_000, b'{"a":' * 10_000, b"1" * 50_000, b"\xff", b"null", b"{}"])
+@pytest.mark.parametrize("file", ["timestamp.json", "2.root.json", "1.snapshot.json", "1.targets.json"])
+def test_junk_is_refused(box: Box, fleet: Fleet, file: str, junk: bytes) -> None:
+    with pytest.raises(UntrustedError, match="does not verify"):
+        box.trust.refresh({**fleet.metadata, file: junk})
 
 
 @pytest.mark.parametrize("hashes", [{"sha512": "0" * 128}, {"sha256": "../../x"}, {"sha256": "A" * 64}])

@@ -98,7 +98,7 @@ def unavailable(directory: Path) -> str | None:
     try:
         with disk(directory) as drive:
             drive.cut(Cut(0, 0.0, journal=False))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         return f"no ext4 on a loop device: {getattr(error, 'stderr', None) or error}"
     return None
 
