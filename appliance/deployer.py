@@ -318,7 +318,6 @@ class Deployer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(waits.failed(self._clock())):
                     await self._again.wait()
-                waits = Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)
             self._again.clear()
         self._ordered = verified.versions
         self._collect_soon()

@@ -87,8 +87,7 @@ class Rollout:
         self._happens(ev.Stale(reason))
 
     def try_again(self) -> None:
-        """What waits to be tried again need not wait any longer."""
-        self._retries = _retries()
+        """What waits to be tried again need not wait any longer; if it fails, the next wait is as long as ever."""
         if self._retry_at is not None:
             self._retry_at = self._clock()
             self._wake.set()

@@ -65,8 +65,8 @@ class PaperDevice:
     admitted: list[str] = field(default_factory=list)
     """Versions, each of which was there whole then."""
     reports: dict[str, HandlerReport] = field(default_factory=dict)
-    states: list[str] = field(default_factory=list)
-    """Of all reports of handlers, one after another."""
+    on_report: Callable[[str], None] = lambda state: None
+    """Is told a handler's state before it is said."""
     deployer: Deployer = field(init=False)
 
     def version(self, name: str) -> str:
@@ -89,7 +89,7 @@ class PaperDevice:
         topic = topics.deployed(handler) if handler else topics.deployment
         if isinstance(report, HandlerReport):
             self.reports[report.handler] = report
-            self.states.append(report.state)
+            self.on_report(report.state)
         if report is not None:
             self.publisher.set_retained(topic, encode_report(report))
         else:
