@@ -198,7 +198,7 @@ async def resumption(chunk_kb: int = 32) -> dict[str, float]:
         length = await asyncio.to_thread(place.sign, "1.0.0", os.urandom(BUNDLE_BYTES))
         await place.send()
         async with place.device("box") as event:
-            while place.devices.from_broker < length / 2:  # noqa: ASYNC110 - a gate knows no events
+            while place.devices.from_broker < length / 2:
                 await asyncio.sleep(0)
             await place.devices.shut()
             await place.devices.open()

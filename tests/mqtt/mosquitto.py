@@ -170,7 +170,7 @@ class Subscriber:
 
 
 class Gate:
-    """A TCP port in front of a broker that can be shut: nobody listens then. What goes through comes ``delay`` later."""
+    """A TCP port in front of a broker that can be shut: nobody listens then. What comes is passed ``delay`` later."""
 
     def __init__(self, target: int, delay: float = 0.0) -> None:
         self._target = target

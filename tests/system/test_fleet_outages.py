@@ -1,32 +1,25 @@
 """The broker goes away, or the operator's tool, at any moment of a deployment: it goes on when they are back."""
 
 import asyncio
-import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fleet_scenes import box_config, new_operator, starting
 from mosquitto import BINARY, Gate, Mosquitto, Subscriber
-from paper_device import PaperDevice, paper_device
+from paper_device import PaperDevice
+from paper_fleet import CHUNK_BYTES, CHUNKS, Fleet, new_fleet
 from publishing import in_order
 from rollout_doubles import GOOD, QUIET
-from signed_fleet import Watcher
-from signing_desk import PASSPHRASE, Desk, handler
+from signing_desk import PASSPHRASE
 
-from appliance.config import CameraConfig, FleetConfig
+from appliance.config import CameraConfig
 from appliance.deploy.fleet_topics import FleetTopics
-from appliance.fleet.operate import synchronise
 
 TOPICS = FleetTopics("fleet", "shops")
-CHUNK_BYTES = 32 << 10
-CHUNKS = 48
 FORGETS = ("allow_anonymous true", "max_packet_size 131072")
 REMEMBERS = (*FORGETS, "persistence true", "autosave_on_changes true", "autosave_interval 1")
 """What was retained is on the disk before the broker goes on."""
@@ -52,59 +45,6 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
         pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
     with Mosquitto(tmp_path / "broker", *FORGETS) as broker:
         yield broker
-
-
-@dataclass
-class Fleet:
-    """A fleet's directory with ``motion`` 1.0.0, which is sent, and a model of many chunks."""
-
-    path: Path
-    broker: Mosquitto
-    desk: Desk
-    models: dict[str, bytes] = field(default_factory=dict)
-
-    async def sign(self, version: str) -> str:
-        """Deploy a version with a model of its own to all, unsent. The model's digest."""
-        return await asyncio.to_thread(self._sign, version)
-
-    def _sign(self, version: str) -> str:
-        place = handler(self.path, "motion", version, '[[models]]\nname = "random"\nfile = "random.tflite"\n')
-        self.models[version] = os.urandom(CHUNKS * CHUNK_BYTES - 100)
-        (place / "random.tflite").write_bytes(self.models[version])
-        self.desk.run("deploy", place, "--to", "all", "--no-send")
-        needed = self.desk.fleet().needed_content()
-        return next(digest for digest, length in needed.items() if self.desk.fleet().content(digest).read_bytes() == self.models[version])
-
-    async def send(self) -> None:
-        await synchronise(self.desk.fleet(), Watcher())
-
-    async def refresh(self) -> None:
-        """What a timer does, and an operator after an outage."""
-        await asyncio.to_thread(self.desk.run, "refresh")
-
-    @asynccontextmanager
-    async def device(self, name: str = "box", overhear: Callable[[str], None] = lambda topic: None) -> AsyncIterator[PaperDevice]:
-        config = FleetConfig(name="shops", root=str(self.desk.directory / "metadata" / "1.root.json"), canary_seconds=3600.0)
-        async with paper_device(self.path / name, name, self.broker.url, config, overhear) as device:
-            yield device
-
-    async def reported(self, device: str = "box") -> dict[str, Any]:
-        """What somebody reads who comes to the broker now."""
-        async with Subscriber(self.broker.port) as reader:
-            topic = f"{device}/deployment/motion"
-            await reader.until(lambda: reader.states(topic))
-            return json.loads(reader.states(topic)[-1])
-
-
-def new_fleet(tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> Fleet:
-    async def good(directory: Path) -> None:
-        assert directory.is_dir()
-
-    monkeypatch.setattr("appliance.fleet.checks.check_module", good)
-    monkeypatch.setattr("appliance.fleet.keys.SCRYPT_LOG_N", 4)
-    desk = Desk(tmp_path / "fleet")
-    desk.run("init", desk.directory, "--name", "shops", "--broker", broker.url)
-    return Fleet(tmp_path, broker, desk)
 
 
 @pytest.fixture
@@ -264,7 +204,7 @@ async def test_results_of_others_lose_nothing_and_keep_their_order(
         assert box.summary.lost == 0
 
 
-# --- the operator's tool -----------------------------------------------------------------------------------------------
+# --- the operator's tool ---------------------------------------------------------------------------------------
 
 
 async def killed_tool(fleet: Fleet, gate: Gate, now: Callable[[], bool]) -> int:
@@ -289,7 +229,9 @@ async def killed_tool(fleet: Fleet, gate: Gate, now: Callable[[], bool]) -> int:
 
 
 @pytest.mark.parametrize("share", [0.5, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.05, 0.95))])
-async def test_a_killed_tool_leaves_devices_what_they_had_and_a_refresh_mends_it(forgetful: Fleet, share: float) -> None:
+async def test_a_killed_tool_leaves_devices_what_they_had_and_a_refresh_mends_it(
+    forgetful: Fleet, share: float
+) -> None:
     fleet = forgetful
     await fleet.sign("1.0.0")
     await fleet.send()
@@ -312,7 +254,11 @@ async def test_a_tool_killed_between_metadata_and_timestamp_leaves_devices_what_
     fleet = forgetful
     await fleet.sign("1.0.0")
     await fleet.send()
-    async with fleet.device() as device, Subscriber(fleet.broker.port) as watcher, Gate(fleet.broker.port, delay=0.02) as gate:
+    async with (
+        fleet.device() as device,
+        Subscriber(fleet.broker.port) as watcher,
+        Gate(fleet.broker.port, delay=0.02) as gate,
+    ):
         await device.until_serves("motion", "1.0.0")
         await fleet.sign("1.1.0")
         seen = len(watcher.received)
