@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,12 +17,7 @@ import appliance
 from appliance.camera.camera import kind_of
 from appliance.config import Config, PeerConfig, check_config, device_name
 from appliance.control import Control
-from appliance.deploy.download import Downloads
-from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.report import DeviceReport, HandlerReport, encode_report
-from appliance.deploy.store import Store
-from appliance.deploy.trust import Trust, read_root
-from appliance.deployer import Deployer
 from appliance.device.log_levels import LogLevels
 from appliance.device.memory import proportional_kb
 from appliance.device.state import StateDirectory, read_secret
@@ -39,7 +34,6 @@ from appliance.mqtt.private_broker import PrivateBroker
 from appliance.publisher import Publisher
 from appliance.reload import Reloading, load_handlers
 from appliance.remote import Remote
-from appliance.rollout.admitting import admit, load_slot
 from appliance.sandbox.admission.admit import Admission
 from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.spawning import Zygote
@@ -55,6 +49,9 @@ from appliance.transport.peer import Address
 from appliance.zipper.access import Access
 from appliance.zipper.core import Ticket, Zipper
 from appliance.zipper.server import Door, SourceStatus, zipper_server
+
+if TYPE_CHECKING:
+    from appliance.deployer import Deployer
 
 log = logging.getLogger(__name__)
 
@@ -207,28 +204,22 @@ class Appliance:
 
     async def _build_deployer(self, stack: AsyncExitStack, taken: Collection[str]) -> None:
         """Handlers from the fleet, where there is one; those that were active are started."""
-        fleet = self._config.fleet
-        if not fleet.name:
+        if not self._config.fleet.name:
             return
-        directory = self._state.deploy
-        topics = FleetTopics(fleet.prefix, fleet.name)
-        store = await asyncio.to_thread(Store, directory, fleet.quota_mb << 20)
-        deployer = Deployer(
-            fleet,
+        from appliance.membership import membership  # noqa: PLC0415 - a box without a fleet saves the memory
+
+        member = membership(
+            self._config,
             self.device,
-            topics=topics,
-            ears=self.control,
-            trust=await asyncio.to_thread(lambda: Trust(directory, read_root(fleet))),
-            store=store,
-            downloads=Downloads(topics, self.control, store),
+            self._state.deploy,
+            control=self.control,
             serving=self.serving,
-            load=lambda path, name, slot: load_slot(path, name, slot, self._config.inference),
-            admit=lambda spec: admit(spec, self._admission, self.inference),
+            admission=self._admission,
+            inference=self.inference,
             report=self._report,
             taken={*taken, PUBLISHER},
         )
-        self._deployer = await stack.enter_async_context(deployer)
-        await deployer.start_active()
+        self._deployer = await stack.enter_async_context(member)
 
     def _report(self, handler: str | None, report: HandlerReport | DeviceReport | None) -> None:
         topics = self.publisher.topics

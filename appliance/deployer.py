@@ -366,7 +366,7 @@ class Deployer:
             final = isinstance(error, UntrustedError)
             rollout.order(Blocked(slot, str(error), final=final))
             return final or isinstance(error, StaleError)
-        rollout.order(Wanted(slot, downgrade=assignment.downgrade), bundle)
+        rollout.order(Wanted(slot), bundle)
         return True
 
     async def _fetch(self, target: SignedTarget, files: set[str]) -> Path:

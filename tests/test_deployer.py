@@ -1,7 +1,8 @@
 """The deployer with the real trust, store and downloads, a fleet that signs, and handlers that run on paper."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -316,6 +317,24 @@ async def test_metadata_that_is_not_all_there_is_waited_for(device: Device) -> N
         await until(lambda: device.running)
 
 
+async def test_news_that_has_not_all_come_changes_nothing_yet(device: Device) -> None:
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.running and device.said.state == "current")
+        before = set(device.broker.retained)
+        device.fleet.deploy("box", {})
+        device.fleet.publish()
+        news = messages(device.fleet, TOPICS)
+        late = {topic: news.pop(topic) for topic in list(news) if topic not in before and "snapshot" in topic}
+        device.broker.publish(news)
+        await until(lambda: "snapshot" in device.said.reason)
+        assert device.said.state == "current"
+        assert device.running == {"detector": "1.0.0"}
+        device.broker.publish(late)
+        await until(lambda: not device.running)
+        await until(lambda: device.said.reason == "")
+
+
 async def test_a_disk_that_fails_at_metadata_is_said(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_args: object) -> None:
         raise DeviceError("the disk fails")
@@ -536,3 +555,53 @@ async def test_leaving_ends_everything_wherever_it_is(device: Device) -> None:
         await until(lambda: device.of_handlers)
     await until(lambda: asyncio.all_tasks() <= before)
     device.broker.publish({TOPICS.metadata("timestamp.json"): b"x"})
+
+
+# --- power cuts --------------------------------------------------------------------------------------------------
+
+
+class PowerCutError(BaseException):
+    """Nobody catches it."""
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("calls", range(1, 13))
+async def test_power_may_fail_at_any_step_on_the_disk(
+    device: Device, calls: int, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just before or just after the store did something for the so-manieth time."""
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.running)
+        await until(lambda: device.said_of("detector").state == "active")
+    deploy(device, "detector", version="1.1.0")
+    left = calls
+
+    def cut(method: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            nonlocal left
+            left -= 1
+            if left <= 0 and not late:
+                raise PowerCutError
+            result = method(*args)
+            if left <= 0:
+                raise PowerCutError
+            return result
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("check_room", "stage", "keep", "collect", "write_record"):
+            patch.setattr(device.store, name, cut(getattr(device.store, name)))
+        with contextlib.suppress(BaseExceptionGroup, PowerCutError):
+            async with device.deployer():
+                await until(lambda: device.running == {"detector": "1.1.0"} and left <= 2)
+    device.store = Store(device.path / "deploy", 64 << 20)
+    async with device.deployer():
+        assert device.running in ({"detector": "1.0.0"}, {"detector": "1.1.0"})
+        device.serving.samples["1.1.0"] = GOOD
+        await until(lambda: device.running == {"detector": "1.1.0"})
+        await until(lambda: device.said_of("detector").state == "active")
+        previous = device.said_of("detector").previous
+        assert previous is not None
+        assert previous.version == "1.0.0"

@@ -40,7 +40,6 @@ from appliance.deploy.events import (
     Wanted,
 )
 from appliance.deploy.record import MAX_BAD, UNDER_WAY, Bad, Record, Slot, Stage, Trial, one_line
-from appliance.deploy.versions import is_lower
 
 TABLE = """
             gone      waiting   fetching  admitting  storing   canary    settled
@@ -111,9 +110,6 @@ def _consider(record: Record, event: Wanted, now: int) -> Outcome:
         return _settle(record, bad.state, bad.reason, now)
     if slot == record.candidate and record.state in UNDER_WAY:
         return record, ()
-    if record.active and not event.downgrade and is_lower(slot.version, record.active.version):
-        reason = f"{slot.version} would be a downgrade of {record.active.version}; deploy it as a rollback to mean it"
-        return _settle(record, "refused", reason, now)
     return _enter(record, "fetching", "", now, candidate=slot), (Abandon(), Fetch(slot))
 
 

@@ -256,8 +256,8 @@ class Box:
         self.store.slots.add(("parts", bundle.digest))
 
 
-def want(rollout: Rollout, version: str, *, downgrade: bool = False, **settings: str) -> None:
-    rollout.order(Wanted(slot(version, **settings), downgrade), bundle_of(version))
+def want(rollout: Rollout, version: str, **settings: str) -> None:
+    rollout.order(Wanted(slot(version, **settings)), bundle_of(version))
 
 
 async def deploy(rollout: Rollout, box: Box, version: str) -> None:

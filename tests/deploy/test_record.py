@@ -92,7 +92,7 @@ def test_the_order_of_settings_is_no_change() -> None:
 
 
 def test_an_assignment_is_a_slot() -> None:
-    assignment = Assignment(version="1.0.0", digest=DIGEST, settings={"volume": "11"}, observes=(1, 2), downgrade=True)
+    assignment = Assignment(version="1.0.0", digest=DIGEST, settings={"volume": "11"}, observes=(1, 2))
     assert slot_of(assignment) == SLOT
 
 

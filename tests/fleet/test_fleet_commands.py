@@ -136,9 +136,7 @@ def test_a_downgrade_has_to_be_meant(desk: Desk, tmp_path: Path) -> None:
     assert "--downgrade" in desk.run("deploy", "motion@1.0.0", *ALL, code=2)
     assert deployed(desk) == "2.0.0"
     desk.run("deploy", "motion@1.0.0", *ALL, "--downgrade")
-    assignment = desk.fleet().desired("groups/all.json").handlers["motion"]
-    assert assignment is not None
-    assert assignment.downgrade, "devices refuse it otherwise"
+    assert deployed(desk) == "1.0.0"
 
 
 def test_a_dry_run_shows_and_changes_nothing(desk: Desk, tmp_path: Path) -> None:
@@ -209,8 +207,10 @@ def test_rollbacks_go_back_step_by_step_with_settings(desk: Desk, device: Device
     desk.run("rollback", "motion", *ALL)
     assignment = desk.fleet().desired("groups/all.json").handlers["motion"]
     assert assignment is not None
-    assert (assignment.version, assignment.settings, assignment.downgrade) == ("1.0.0", {"threshold": "0.1"}, True)
-    assert "nothing is known to have been before" in desk.run("rollback", "motion", *ALL, code=2)
+    assert (assignment.version, assignment.settings) == ("1.0.0", {"threshold": "0.1"})
+    desk.run("rollback", "motion", *ALL)
+    assert deployed(desk) is None
+    assert "has never had another motion" in desk.run("rollback", "motion", *ALL, code=2)
     device.accept_all(desk.fleet())
 
 
@@ -234,7 +234,7 @@ def test_prune_drops_what_nothing_desires(desk: Desk, device: Device, tmp_path: 
     assert len(names) == 7, "two bundles share their module; the desired document and the history"
     device.accept_all(desk.fleet())
     desk.run("rollback", "motion", *ALL)
-    assert "nothing is known" in desk.run("rollback", "motion", *ALL, code=2)
+    assert "has never had another" in desk.run("rollback", "motion", *ALL, code=2)
 
 
 def test_metadata_that_fits_no_message_is_refused_with_the_remedy(
