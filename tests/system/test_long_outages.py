@@ -157,6 +157,26 @@ def test_a_deployment_goes_on_as_soon_as_the_broker_is_back(box: Box, outage: fl
     simulated(scene())
 
 
+@pytest.mark.parametrize("outage", [10 * MINUTE, 25 * MINUTE])
+def test_an_order_goes_on_as_soon_as_the_broker_is_back(box: Box, outage: float) -> None:
+    """It was away before the device knew what it should run."""
+
+    async def scene() -> None:
+        async with box.running():
+            box.sign("1.0.0")
+            box.publish()
+            await box.serves("1.0.0")
+            box.sign("2.0.0")
+            box.broker.cut = lambda topic: "/chunk/" in topic
+            box.publish()
+            await asyncio.sleep(outage)
+            assert not box.broker.there
+            box.broker.back()
+            assert await box.serves("2.0.0") < SOON
+
+    simulated(scene())
+
+
 @pytest.mark.parametrize("later", [0.0, 7 * MINUTE, 3 * HOUR])
 def test_a_broker_that_forgot_is_mended_by_a_refresh_however_late(box: Box, later: float) -> None:
     async def scene() -> None:
