@@ -36,8 +36,8 @@ handlers: $(VENV)/.dev ## Rebuild the example handlers' WebAssembly (the Rust on
 check-handlers: $(VENV)/.dev ## Show that the committed modules are what the sources give
 	$(BIN)/python handlers/build.py --check
 
-faults: $(VENV)/.dev .system-run ## Every fault a handler can have, beside a good neighbour: what happened, how soon it was over
-	PYTHONPATH=tests/sandbox $(BIN)/python tests/faults/run.py $(ARGS)
+faults: $(VENV)/.dev .system-run ## Every fault a handler can have, beside a good neighbour, and 1000 power cuts: what happened, how soon it was over
+	PYTHONPATH=tests/sandbox:tests/deploy $(BIN)/python tests/faults/run.py $(ARGS)
 
 bench: $(VENV)/.dev .system-run ## The benchmarks of docs/performance.md, as ratios measured side by side
 	PYTHONPATH=tests/mqtt $(BIN)/python tests/bench/run.py $(ARGS)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Container, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -73,7 +73,9 @@ class Trusts(Protocol):
 class Stores(Slots, Protocol):
     """:class:`appliance.deploy.store.Store`; blocking."""
 
-    def collect(self, used: Collection[tuple[str, str]], wanted: Collection[str] = ()) -> None: ...
+    def collect(
+        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Container[str] = ()
+    ) -> None: ...
     def records(self) -> list[str]: ...
 
 
@@ -387,7 +389,7 @@ class Deployer:
                 used = {slot for rollout in self._rollouts.values() for slot in rollout.used}
                 wanted = {digest for rollout in self._rollouts.values() for digest in rollout.wanted}
                 try:
-                    await in_thread(self._store.collect, used, wanted | self._files)
+                    await in_thread(self._store.collect, used, wanted, self._files)
                 except DeviceError as error:
                     log.warning("event=not_collected error=%s", error)
 
