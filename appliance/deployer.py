@@ -219,7 +219,7 @@ class Deployer:
 
     def _patience(self) -> float:
         """Seconds until the metadata is looked at again without news: it expires, and clocks are set."""
-        if self._verified is None or self.standing.state != "current":
+        if self._verified is None or self.standing.state == "stale":
             return REPORT_SECONDS
         return max(0.0, min(REPORT_SECONDS, self._verified.expires.timestamp() - self._wall()))
 
@@ -240,7 +240,10 @@ class Deployer:
         except (TrustError, DeviceError) as error:
             self._is_doubtful(error)
         else:
+            changed = self._verified is None or verified.versions != self._verified.versions
             self._verified = verified
+            if changed:
+                self._say()
             if verified.versions == self._ordered:
                 self._stand("current")
             elif self._ordering is None or self._ordering.done() or metadata != self._metadata:

@@ -32,12 +32,8 @@ LAYERS = (
 )
 """Top to bottom. A unit (a module or a package beside this file's ``PACKAGE``) imports from lower layers only."""
 
-BESIDE = {
-    "sandbox": {"appliance.inference.messages", "appliance.inference.model"},
-    "deployer": {"appliance.rollout.parts", "appliance.rollout.rollout"},
-}
-"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works; the deployer has
-a rollout for each handler."""
+BESIDE = {"sandbox": {"appliance.inference.messages", "appliance.inference.model"}}
+"""What a unit may import of its own layer: the sandbox knows how inference is asked, not how it works."""
 
 ON_SCREEN = {"click": {"cli"}, "rich": {"console"}}
 """Libraries that draw -> the only units that may import them."""
@@ -57,8 +53,8 @@ NO_IO = [
     "sandbox.admission.binary", "sandbox.admission.bodies", "sandbox.admission.code", "sandbox.admission.growing",
     "sandbox.admission.layout", "sandbox.admission.limits", "sandbox.admission.metering", "sandbox.admission.rewrite",
     "sandbox.admission.rules", "sandbox.admission.verdict",
-    "deploy.bundle", "deploy.chunks", "deploy.desired", "deploy.fleet_topics", "deploy.floor", "deploy.metadata",
-    "deploy.report", "deploy.events", "deploy.machine", "deploy.record", "deploy.watch",
+    "deploy.bundle", "deploy.chunks", "deploy.desired", "deploy.events", "deploy.fleet_topics", "deploy.floor",
+    "deploy.machine", "deploy.metadata", "deploy.record", "deploy.report", "deploy.watch",
     "fleet.history", "fleet.log_lines", "fleet.publication", "fleet.watching",
     "inference.memo", "inference.messages", "inference.first_model",
     "ipc.report", "ipc.calls",

@@ -61,6 +61,25 @@ Damaged     -         repair    repair    repair     repair    repair    repair
 """Rule by event and stage; ``-``: nothing happens. Answers that come after what they answer has been given up are
 among those."""
 
+OUTCOMES = """
+consider  same settled fetching  | Abandon Fetch
+leave     gone                   | Abandon Stop Collect Forget
+block     settled waiting        | Abandon
+hold      same waiting           | Abandon
+admit     admitting              | Admit
+store     storing                | Keep
+try       canary                 | Try
+activate  settled                | Serve Collect
+refuse    settled                | Abandon
+wait      waiting                | Abandon RetryLater
+go-back   same settled           | Abandon Serve Try Collect
+trust     same                   |
+resume    same settled waiting   | Serve Try
+repair    same waiting           | Abandon Serve Stop Try RetryLater
+forget    gone                   | Collect Forget
+"""
+"""Stages a rule may lead to, and the most that it does there, in that order, after ``Save``."""
+
 TRIAL_BOOTS = 3
 """The device starts so often while a version is on trial: it is taken for the cause. Twice can be the power."""
 RESTARTED = "the device was restarted; waiting for the fleet's metadata"
@@ -134,10 +153,19 @@ def _try(record: Record, _event: Kept, now: int) -> Outcome:
 def _activate(record: Record, _event: Passed, now: int) -> Outcome:
     """Put the candidate into service, on trial. What was in service is kept, unless it was itself on trial."""
     slot = _candidate(record)
-    known = slot == record.previous  # it has been in service, and comes back
-    previous = record.previous if record.trial and record.previous and not known else record.active
-    trial = None if known else Trial(since_ns=now)
-    after = _enter(record, "active", "", now, active=slot, previous=previous, candidate=None, trial=trial)
+    comes_back = slot == record.previous
+    stays = record.trial is not None and record.previous is not None and not comes_back
+    after = _enter(
+        record,
+        "active",
+        "",
+        now,
+        active=slot,
+        previous=record.previous if stays else record.active,
+        proven=record.proven if stays else record.active is not None and record.trial is None,
+        candidate=None,
+        trial=None if comes_back and record.proven else Trial(since_ns=now),
+    )
     return after, (Serve(slot), Collect())
 
 
@@ -192,6 +220,7 @@ def _repair(record: Record, event: Damaged, now: int) -> Outcome:
         record,
         active=serves,
         previous=previous if active else None,
+        proven=record.proven and active is not None and previous is not None,
         candidate=candidate,
         trial=record.trial if active else None,
     )
@@ -252,7 +281,7 @@ def _back(record: Record, reason: str, now: int) -> Record:
     active, previous, candidate = record.active, record.previous, record.candidate
     assert active is not None
     after = _quarantined(record, active, "rolled-back", reason)
-    after = replace(after, active=previous, previous=None, trial=None)
+    after = replace(after, active=previous, previous=None, proven=False, trial=None)
     if candidate is None or candidate == previous:
         state = "active" if candidate else "rolled-back"
         return _enter(after, state, reason, now, candidate=None)
@@ -292,9 +321,16 @@ RULES: Mapping[str, Rule] = {
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
+def _read_outcomes(table: str) -> dict[str, tuple[list[str], list[str]]]:
+    rows = [line.partition("|") for line in table.strip().splitlines()]
+    return {left.split()[0]: (left.split()[1:], right.split()) for left, _, right in rows}
+
+
 def _read(table: str) -> dict[tuple[str, Stage], str]:
     _head, *rows = [line.split() for line in table.strip().splitlines()]
     return {(event, stage): rule for event, *rules in rows for stage, rule in zip(STAGES, rules, strict=True)}
 
 
 RULE_OF: Mapping[tuple[str, Stage], str] = _read(TABLE)
+OUTCOMES_OF = _read_outcomes(OUTCOMES)
+"""(stages, actions) by rule."""

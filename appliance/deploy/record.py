@@ -84,6 +84,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Wall-clock time at which the state began."""
     active: Slot | None = None
     previous: Slot | None = None
+    proven: bool = False
+    """``previous`` has been through its trial."""
     candidate: Slot | None = None
     trial: Trial | None = None
     bad: Annotated[tuple[Bad, ...], msgspec.Meta(max_length=MAX_BAD)] = ()

@@ -39,7 +39,7 @@ from appliance.deploy.events import (
     Unwanted,
     Wanted,
 )
-from appliance.deploy.machine import IGNORED, RULE_OF, RULES, STAGES, TRIAL_BOOTS, step
+from appliance.deploy.machine import IGNORED, OUTCOMES_OF, RULE_OF, RULES, STAGES, TRIAL_BOOTS, step
 from appliance.deploy.record import MAX_BAD, UNDER_WAY, Record, Slot, Trial, decode_record, encode_record
 
 PAGE = Path(__file__).parents[2] / "docs" / "fleet.md"
@@ -88,13 +88,29 @@ def test_the_page_shows_the_table() -> None:
 
 def test_the_page_tells_the_rules() -> None:
     _, _, *shown = rows("The rules")
-    assert dict(shown) == {name: " ".join((rule.__doc__ or "").split()) for name, rule in RULES.items()}
+    assert shown == [
+        [name, " ".join((rule.__doc__ or "").split()), *(", ".join(part) for part in OUTCOMES_OF[name])]
+        for name, rule in RULES.items()
+    ]
+    assert set(RULES) == set(OUTCOMES_OF)
 
 
 def test_the_page_tells_the_events() -> None:
     _, _, *shown = rows("The events")
     told = {name: re.sub(r"`", "", text) for name, text in shown}
     assert told == {kind.__name__: " ".join((kind.__doc__ or "").replace("`", "").split()) for kind in get_args(Event)}
+
+
+def check_outcome(before: Record, event: Event, record: Record, todo: tuple[Action, ...]) -> None:
+    """No rule does more than the table says, or in another order."""
+    name = RULE_OF[type(event).__name__, before.stage]
+    if name == IGNORED:
+        assert (record, todo) == (before, ())
+        return
+    stages, most = OUTCOMES_OF[name]
+    assert record.stage in stages or (record.stage == before.stage and "same" in stages)
+    places = [most.index(type(action).__name__) for action in todo if action != Save()]
+    assert places == sorted(places)
 
 
 # --- rules ------------------------------------------------------------------------------------------------------
@@ -247,9 +263,11 @@ def test_after_its_trial_it_is() -> None:
     assert (record.active, record.previous) == (C, B)
 
 
-def test_the_previous_version_is_not_on_trial_again() -> None:
-    record = after(ON_B, Wanted(A, downgrade=True), Fetched(), Admitted(), Kept(), Passed())
-    assert (record.active, record.previous, record.trial) == (A, B, None)
+def test_a_previous_version_that_was_through_its_trial_is_not_on_trial_again() -> None:
+    back = (Wanted(A, downgrade=True), Fetched(), Admitted(), Kept(), Passed())
+    record = after(replace(ON_B, proven=True), *back)
+    assert (record.active, record.previous, record.proven, record.trial) == (A, B, False, None)
+    assert after(ON_B, *back).trial == Trial(since_ns=NOW)
 
 
 def test_the_third_start_on_trial_goes_back_before_anything_starts() -> None:
@@ -399,6 +417,7 @@ class Device(RuleBasedStateMachine):
 
     def feed(self, event: Event, cut: int | None = None) -> None:
         record, todo = step(self.record, event, 1)
+        check_outcome(self.record, event, record, todo)
         assert (Save() in todo) == (record != self.record)
         assert Save() not in todo[1:]
         damaged: list[Event] = []
@@ -411,6 +430,8 @@ class Device(RuleBasedStateMachine):
                 assert decode_record(self.disk) == record
             else:
                 damaged += self.do(action)
+        if isinstance(event, Passed) and self.record.active and not self.record.trial:
+            self.proven = self.record.active  # it comes back, and was through its trial before
         for consequence in damaged:
             self.proven, self.had_active = None, False
             self.feed(consequence)
@@ -570,6 +591,7 @@ class Device(RuleBasedStateMachine):
         assert record.state != "active" or record.active is not None
         assert record.active is None or record.active != record.previous
         assert not record.trial or record.active
+        assert not record.proven or record.previous
 
 
 Device.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

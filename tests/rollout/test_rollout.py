@@ -480,3 +480,19 @@ async def test_one_fetches_at_a_time(box: Box) -> None:
         await until(lambda: rollout.record.state == "fetching")
         assert box.downloads.asked == []
     assert box.store.record().state == "fetching"
+
+
+@pytest.mark.parametrize("turns", [*range(1, 40), *range(40, 120, 8)])
+async def test_wherever_it_ends_it_goes_on_from_there(box: Box, turns: int) -> None:
+    """After so many turns of the loop everything is gone that is not on the disk."""
+    async with box.rollout() as rollout:
+        await deploy(rollout, box, "1.0.0")
+        box.serving.samples["1.1.0"] = GOOD
+        want(rollout, "1.1.0")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    async with box.rollout() as rollout:
+        assert box.serving.live["parts"].version in ("1.0.0", "1.1.0")
+        await deploy(rollout, box, "1.1.0")
+        assert rollout.record.previous == slot("1.0.0")
+        assert rollout.record.bad == ()

@@ -1,0 +1,127 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.deploy.desired import MAX_DESIRED_BYTES, Assignment
+from appliance.deploy.record import (
+    MAX_BAD,
+    MAX_RECORD_BYTES,
+    Bad,
+    Record,
+    Slot,
+    Trial,
+    decode_record,
+    encode_record,
+    is_lower,
+    one_line,
+    slot_of,
+)
+from appliance.deploy.report import MAX_REASON
+from appliance.deploy.store import MAX_RECORD_BYTES as STORED_BYTES
+from appliance.errors import DeviceError
+
+DIGEST = "a" * 64
+SLOT = Slot(version="1.0.0", digest=DIGEST, settings={"volume": "11"}, observes=(1, 2))
+BAD = Bad(digest=DIGEST, version="1.0.0", state="refused", reason="3 faults")
+RECORD = Record(
+    handler="parts",
+    state="canary",
+    since_ns=1,
+    active=SLOT,
+    previous=Slot(version="0.9.0", digest="b" * 64),
+    candidate=Slot(version="1.1.0", digest="c" * 64),
+    trial=Trial(since_ns=5, boots=2),
+    bad=(BAD,),
+)
+
+
+def test_a_record_comes_back() -> None:
+    assert decode_record(encode_record(RECORD)) == RECORD
+
+
+def test_the_largest_record_is_within_its_bound() -> None:
+    settings = {f"{number:04}": "\x01" for number in range(MAX_DESIRED_BYTES // 16)}
+    slots = [Slot(version="1.0.0", digest=digit * 64, settings=settings) for digit in "123"]
+    bad = Bad(digest=DIGEST, version="1.0.0", state="rolled-back", reason="\U0001f980" * MAX_REASON, changes=DIGEST)
+    record = Record(
+        handler="p" * 64,
+        state="rolled-back",
+        reason="\U0001f980" * MAX_REASON,
+        active=slots[0],
+        previous=slots[1],
+        candidate=slots[2],
+        trial=Trial(since_ns=2**63),
+        bad=(bad,) * MAX_BAD,
+    )
+    assert len(encode_record(record)) <= MAX_RECORD_BYTES <= STORED_BYTES
+    assert decode_record(encode_record(record)) == record
+
+
+def test_a_larger_one_is_not_read() -> None:
+    with pytest.raises(DeviceError, match="over the limit"):
+        decode_record(b" " * (MAX_RECORD_BYTES + 1))
+
+
+@given(st.integers(0, len(encode_record(RECORD)) - 1))
+def test_a_record_that_is_cut_is_none(length: int) -> None:
+    with pytest.raises(DeviceError, match="not a record"):
+        decode_record(encode_record(RECORD)[:length])
+
+
+@given(st.binary(max_size=200))
+def test_anything_else_is_none(data: bytes) -> None:
+    with pytest.raises(DeviceError):
+        decode_record(data)
+
+
+def test_what_is_in_quarantine_is_so_with_any_settings_or_with_these() -> None:
+    other = Slot(version="1.0.0", digest=DIGEST)
+    assert BAD.is_about(SLOT)
+    assert BAD.is_about(other)
+    alone = Bad(digest=DIGEST, version="1.0.0", state="refused", reason="", changes=SLOT.changes)
+    assert alone.is_about(SLOT)
+    assert not alone.is_about(other)
+    assert not BAD.is_about(Slot(version="1.0.0", digest="b" * 64))
+
+
+def test_the_order_of_settings_is_no_change() -> None:
+    one, two = (
+        Slot(version="1.0.0", digest=DIGEST, settings=given) for given in ({"a": "1", "b": "2"}, {"b": "2", "a": "1"})
+    )
+    assert one.changes == two.changes
+    assert one.changes != Slot(version="1.0.0", digest=DIGEST, observes=(1,)).changes
+
+
+def test_an_assignment_is_a_slot() -> None:
+    assignment = Assignment(version="1.0.0", digest=DIGEST, settings={"volume": "11"}, observes=(1, 2), downgrade=True)
+    assert slot_of(assignment) == SLOT
+
+
+def test_reasons_fit_and_cannot_steer_a_terminal() -> None:
+    assert one_line("a\x1b[31m\nb") == "a [31m b"
+    assert len(one_line("x" * 10 * MAX_REASON)) == MAX_REASON
+
+
+VERSIONS = [
+    "0.9.10",
+    "1.0.0-alpha",
+    "1.0.0-alpha.1",
+    "1.0.0-alpha.beta",
+    "1.0.0-beta.2",
+    "1.0.0-beta.11",
+    "1.0.0",
+    "1.2.0",
+    "1.10.0",
+]
+
+
+@pytest.mark.parametrize("lower", range(len(VERSIONS)))
+@pytest.mark.parametrize("higher", range(len(VERSIONS)))
+def test_versions_have_the_order_of_semantic_versions(lower: int, higher: int) -> None:
+    assert is_lower(VERSIONS[lower], VERSIONS[higher]) == (lower < higher)
+
+
+def test_what_a_build_says_of_itself_is_no_order() -> None:
+    assert not is_lower("1.0.0+2", "1.0.0+10")
+    assert not is_lower("1.0.0+10", "1.0.0+2")
+    assert not is_lower("1.0.0+x-y", "1.0.0")
