@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, Self
 
 from appliance.backoff import Backoff
 from appliance.config import FleetConfig
+from appliance.deploy.asking import Asking
 from appliance.deploy.bundle import bundle_target
 from appliance.deploy.desired import EVERYBODY, Assignment, Desired, merged, targets_of
 from appliance.deploy.download import Ears, Incoming
@@ -26,6 +27,7 @@ from appliance.deploy.metadata import MetadataCache
 from appliance.deploy.record import Slot, one_line, slot_of
 from appliance.deploy.report import REPORT_SECONDS, DeviceReport, HandlerReport
 from appliance.deploy.trust import (
+    MissignedError,
     SignedTarget,
     StaleError,
     TrustError,
@@ -134,7 +136,7 @@ class Deployer:
             collect=self._collect_soon,
         )
         self._cache = MetadataCache()
-        self._emptied = 0
+        self._asking = Asking()
         self._news = asyncio.Event()
         self._garbage = asyncio.Event()
         self._started = asyncio.Event()
@@ -144,6 +146,8 @@ class Deployer:
         self._not_ours: dict[str, HandlerReport] = {}
         """What was said of handlers whose names are taken."""
         self._verified: Verifies | None = None
+        self._good = False
+        """The metadata that is there now has been verified."""
         self._metadata: Mapping[str, bytes] = {}
         """What is being ordered by."""
         self._ordering: asyncio.Task[None] | None = None
@@ -212,26 +216,37 @@ class Deployer:
             self._news.clear()
             await self._refresh()
             await asyncio.sleep(REFRESH_SECONDS - SETTLE_SECONDS)
+            self._ask_again()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._patience()):
                     await self._news.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
 
     def _patience(self) -> float:
-        """Seconds until the metadata is looked at again without news: it expires, and clocks are set."""
-        if self._verified is None or self.standing.state == "stale":
-            return REPORT_SECONDS
-        return max(0.0, min(REPORT_SECONDS, self._verified.expires.timestamp() - self._wall()))
+        """Seconds until the metadata is looked at again without news: it expires, clocks are set, it is asked for."""
+        times = [REPORT_SECONDS, self._asking.left(time.monotonic(), content=self._content)]
+        if self._verified is not None and self.standing.state != "stale":
+            times.append(self._verified.expires.timestamp() - self._wall())
+        return max(0.0, min(times))
+
+    @property
+    def _content(self) -> bool:
+        """What was heard last is good, and everything is ordered by it."""
+        return self._good and self._verified is not None and self._verified.versions == self._ordered
 
     def _ask_again(self) -> None:
-        """For all metadata, where the cache has lost it to a flood: retained messages come once a subscription."""
-        if self._cache.emptied != self._emptied:
-            self._emptied = self._cache.emptied
-            self._ears.ignore((self._topics.all_metadata,))
-            self._ears.listen((self._topics.all_metadata,), self._heard)
+        """For all metadata. What was heard before is given up where it is of no use: some of it may be forged."""
+        now = time.monotonic()
+        if self._asking.left(now, content=self._content) > 0:
+            return
+        self._asking.asked(now)
+        if not self._content:
+            self._cache.forget()
+        self._ears.ignore((self._topics.all_metadata,))
+        self._ears.listen((self._topics.all_metadata,), self._heard)
 
     async def _refresh(self) -> None:
-        self._ask_again()
+        self._good = False
         metadata = self._cache.snapshot()
         try:
             verified = await in_thread(self._trust.refresh, metadata)
@@ -241,7 +256,7 @@ class Deployer:
             self._is_doubtful(error)
         else:
             changed = self._verified is None or verified.versions != self._verified.versions
-            self._verified = verified
+            self._verified, self._good = verified, True
             if changed:
                 self._say()
             if verified.versions == self._ordered:
@@ -320,12 +335,12 @@ class Deployer:
         try:
             target = await in_thread(verified.target, path)
             if target is None:
-                raise UntrustedError(f"{path} is not signed by anybody who may sign it")
+                raise MissignedError(f"{path} is not signed by anybody who may sign it")
             if target.sha256 != assignment.digest:
-                raise UntrustedError(f"{path} has been signed anew, and is not what was deployed; deploy it again")
+                raise MissignedError(f"{path} has been signed anew, and is not what was deployed; deploy it again")
             bundle = await in_thread(verified.bundle, name, assignment, target, await self._fetch(target, files))
         except (PeerError, DeviceError) as error:
-            final = isinstance(error, UntrustedError)
+            final = isinstance(error, MissignedError)
             rollout.order(Blocked(slot, str(error), final=final))
             return final or isinstance(error, StaleError)
         rollout.order(Wanted(slot, downgrade=assignment.downgrade), bundle)
