@@ -155,6 +155,7 @@ class Deployer:
         """Versions of the metadata by which everything has been ordered."""
         self._files: set[str] = set()
         """Digests of desired states and indexes that are in use."""
+        self._cleaning = asyncio.Lock()
         self.standing = Standing()
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -349,6 +350,8 @@ class Deployer:
     async def _fetch(self, target: SignedTarget, files: set[str]) -> Path:
         files.add(target.sha256)
         self._files.add(target.sha256)
+        async with self._cleaning:
+            pass  # a collection that has begun without knowing of it has ended
         return await self._downloads.fetch(target.sha256, target.length, lambda _: None)
 
     # --- disk --------------------------------------------------------------------------------------------------
@@ -364,7 +367,8 @@ class Deployer:
                 used = {slot for rollout in self._rollouts.values() for slot in rollout.used}
                 wanted = {digest for rollout in self._rollouts.values() for digest in rollout.wanted}
                 try:
-                    await in_thread(self._store.collect, used, wanted | self._files)
+                    async with self._cleaning:
+                        await in_thread(self._store.collect, used, wanted | self._files)
                 except DeviceError as error:
                     log.warning("event=not_collected error=%s", error)
 

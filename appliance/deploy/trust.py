@@ -88,6 +88,7 @@ class VerifiedBundle:
     bundle: Bundle
     digest: str
     """SHA-256 of the index."""
+    index_bytes: int
 
 
 class Trust:
@@ -232,7 +233,7 @@ class Verified:
             raise MissignedError(f"{path}: {error}") from error
         if (bundle.name, bundle.version) != (name, assignment.version):
             raise MissignedError(f"{path} is the index of {bundle.name} {bundle.version}")
-        return VerifiedBundle(bundle, target.sha256)
+        return VerifiedBundle(bundle, target.sha256, target.length)
 
 
 class _Fetcher(FetcherInterface):

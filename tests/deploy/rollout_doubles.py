@@ -32,7 +32,7 @@ def bundle_of(version: str, name: str = "parts") -> VerifiedBundle:
     """Two files, of which all versions share one."""
     digest = hashlib.sha256(f"{name} {version}".encode()).hexdigest()
     files = {"handler.toml": BundleFile(digest[::-1], 100), "model.tflite": BundleFile("f" * 64, 900)}
-    return VerifiedBundle(Bundle(name=name, version=version, files=files), digest)
+    return VerifiedBundle(Bundle(name=name, version=version, files=files), digest, 300)
 
 
 def slot(version: str, name: str = "parts", **settings: str) -> Slot:
