@@ -19,10 +19,10 @@ run: $(VENV)/.run .system-run ## Run the whole appliance on the synthetic convey
 doctor: $(VENV)/.run ## Say what this machine has and lacks
 	$(BIN)/appliance doctor --state $(STATE) $(ARGS)
 
-test: $(VENV)/.dev .system-run ## The everyday tests
+test: $(VENV)/.dev .system-run .asc/node_modules ## The everyday tests
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.dev .system-run ## The tests that take longer
+test-slow: $(VENV)/.dev .system-run .asc/node_modules ## The tests that take longer
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy --strict
@@ -43,7 +43,7 @@ bench: $(VENV)/.dev .system-run ## The benchmarks of docs/performance.md, as rat
 	PYTHONPATH=tests/mqtt $(BIN)/python tests/bench/run.py $(ARGS)
 
 clean: ## Remove what make has made (the virtual environment, caches, the state directory)
-	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build *.egg-info
+	rm -rf $(VENV) .asc .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build *.egg-info
 
 # --- set-up --------------------------------------------------------------------------------------------------
 
@@ -58,6 +58,12 @@ $(VENV)/.run: setup.cfg pyproject.toml | .system-build
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tflite]'
 	@touch $@
+
+# For the tests of handlers in AssemblyScript, which are skipped without it: nothing else needs npm.
+ASC = $(shell sed -n 's/.*"assemblyscript": "\(.*\)".*/\1/p' appliance/author/templates/assemblyscript/package.json)
+.asc/node_modules: appliance/author/templates/assemblyscript/package.json
+	@if command -v npm >/dev/null; then npm install --prefix .asc --no-audit --no-fund --ignore-scripts --silent assemblyscript@$(ASC); fi
+	@mkdir -p $@ && touch $@
 
 .PHONY: .system-run .system-build
 .system-run:

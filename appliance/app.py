@@ -6,10 +6,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,18 +17,13 @@ import appliance
 from appliance.camera.camera import kind_of
 from appliance.config import Config, PeerConfig, check_config, device_name
 from appliance.control import Control
-from appliance.deploy.download import Downloads
-from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.report import DeviceReport, HandlerReport, encode_report
-from appliance.deploy.store import Store
-from appliance.deploy.trust import Trust, read_root
-from appliance.deployer import Deployer
 from appliance.device.log_levels import LogLevels
 from appliance.device.memory import proportional_kb
 from appliance.device.state import StateDirectory, read_secret
 from appliance.device.thermal import cpu_temperature
 from appliance.discovery import Discovery, View, cameras_of
-from appliance.errors import ApplianceError, ConfigError
+from appliance.errors import ConfigError
 from appliance.faults import FaultKeeper
 from appliance.frame import Frame
 from appliance.inference.broker import Broker
@@ -39,7 +34,6 @@ from appliance.mqtt.private_broker import PrivateBroker
 from appliance.publisher import Publisher
 from appliance.reload import Reloading, load_handlers
 from appliance.remote import Remote
-from appliance.rollout.admitting import admit, load_slot
 from appliance.sandbox.admission.admit import Admission
 from appliance.sandbox.guest_models import GuestModelStore
 from appliance.sandbox.spawning import Zygote
@@ -55,6 +49,9 @@ from appliance.transport.peer import Address
 from appliance.zipper.access import Access
 from appliance.zipper.core import Ticket, Zipper
 from appliance.zipper.server import Door, SourceStatus, zipper_server
+
+if TYPE_CHECKING:
+    from appliance.deployer import Deployer
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +106,7 @@ class Appliance:
         self.reload_wanted = asyncio.Event()
         """Set it to have the configuration read again."""
         self._reread = reread
+        self._deployer: Deployer | None = None
         self._sources: list[SourceProcess] = []
         self._withheld: set[tuple[str, str, int]] = set()
         self.deployed: set[str] = set()
@@ -120,7 +118,7 @@ class Appliance:
         """Until every camera has ended or ``stop`` is set; then take everything down, and tell how it went."""
         for camera in self._config.cameras if self._with_cameras else ():
             kind_of(camera)  # what can never work is said before anything is started
-        specs = await asyncio.to_thread(self._load_handlers)
+        specs = list((await asyncio.to_thread(load_handlers, self._config, (PUBLISHER,))).values())
         async with AsyncExitStack() as stack:
             stack.enter_context(self._state.locked())
             await self._build(stack, specs)
@@ -129,7 +127,7 @@ class Appliance:
                     tasks.create_task(self._keep_status(), name="status"),
                     tasks.create_task(self._keep_faults(), name="faults"),
                     tasks.create_task(self._keep_measuring(), name="memory"),
-                    tasks.create_task(self._keep_reloading(), name="reload"),
+                    tasks.create_task(self._reloading.keep(self.reload_wanted), name="reload"),
                 ]
                 working = tasks.create_task(self._work(), name="cameras")
                 stopping = tasks.create_task(stop.wait(), name="stop")
@@ -164,10 +162,11 @@ class Appliance:
             self._broker_process = await stack.enter_async_context(PrivateBroker(self._state.broker))
             self.broker_url = self._broker_process.url
         mqtt = msgspec.structs.replace(config.mqtt, url=self.broker_url)
+        self.control = Control(mqtt, self.device)
         also = (config.homeassistant.prefix,)
         self.publisher = Publisher(mqtt, self.device, self._state.spool, also=also, extra=self._counters)
         await stack.enter_async_context(self.publisher)
-        self.control = await stack.enter_async_context(Control(mqtt, self.device))
+        await stack.enter_async_context(self.control)
         self._log_feed = stack.enter_context(LogFeed(self.control, self.publisher.topics, mqtt.log_level))
         self._telling = Telling(self.publisher.topics, self.publisher.set_retained, self.publisher.clear_retained)
         ring = stack.enter_context(RingWriter(config.zipper.ring_mb << 20))
@@ -205,28 +204,22 @@ class Appliance:
 
     async def _build_deployer(self, stack: AsyncExitStack, taken: Collection[str]) -> None:
         """Handlers from the fleet, where there is one; those that were active are started."""
-        fleet = self._config.fleet
-        if not fleet.name:
+        if not self._config.fleet.name:
             return
-        directory = self._state.deploy
-        topics = FleetTopics(fleet.prefix, fleet.name)
-        store = await asyncio.to_thread(Store, directory, fleet.quota_mb << 20)
-        deployer = Deployer(
-            fleet,
+        from appliance.membership import membership  # noqa: PLC0415 - a box without a fleet saves the memory
+
+        member = membership(
+            self._config,
             self.device,
-            topics=topics,
-            ears=self.control,
-            trust=await asyncio.to_thread(lambda: Trust(directory, read_root(fleet))),
-            store=store,
-            downloads=Downloads(topics, self.control, store),
+            self._state.deploy,
+            control=self.control,
             serving=self.serving,
-            load=lambda path, name, slot: load_slot(path, name, slot, self._config.inference),
-            admit=lambda spec: admit(spec, self._admission, self.inference),
+            admission=self._admission,
+            inference=self.inference,
             report=self._report,
             taken={*taken, PUBLISHER},
         )
-        await stack.enter_async_context(deployer)
-        await deployer.start_active()
+        self._deployer = await stack.enter_async_context(member)
 
     def _report(self, handler: str | None, report: HandlerReport | DeviceReport | None) -> None:
         topics = self.publisher.topics
@@ -290,19 +283,11 @@ class Appliance:
         self._config = config
         self._levels.set_base(config.log.level)
         self._log_feed.set_level(config.mqtt.log_level)
-        self._remote.commands = frozenset(config.mqtt.commands)
+        self._remote.allow(config.mqtt.commands)
         self._discovery.on = config.homeassistant.discovery
         self.serving.capsules = config.device.capsules
-
-    async def _keep_reloading(self) -> None:
-        while True:
-            await self.reload_wanted.wait()
-            self.reload_wanted.clear()
-            with suppress(ApplianceError):  # which it has told the log
-                await self._reloading.reload()
-
-    def _load_handlers(self) -> list[HandlerSpec]:
-        return list(load_handlers(self._config, (PUBLISHER,)).values())
+        if self._deployer is not None:
+            self._deployer.configure(config.fleet, {*self._reloading.names, PUBLISHER})
 
     # --- cameras ---------------------------------------------------------------------------------------------
 
@@ -421,6 +406,7 @@ class Appliance:
             "received": self.zipper.totals.received,
             "dropped": self.dropped(),
             "memory_kb": self.memory_kb,
+            "control": self.control.document,
         }
 
 

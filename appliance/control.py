@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from paho.mqtt.matcher import MQTTMatcher
 
@@ -34,7 +34,7 @@ OnMessage = Callable[[Received], None]
 
 
 class Control:
-    """``async with``: connected, and connected again, as ``appliance-<device>-control``."""
+    """``async with``: connected, and connected again, as ``appliance-<device>-control``; from when it is used."""
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Control:
         self._queue: deque[Message] = deque()
         self._queued_bytes = 0
         self._complaints: set[str] = set()
+        self._needed = asyncio.Event()
         self.dropped = 0
         """Messages that were to be sent and were not."""
 
@@ -78,7 +79,7 @@ class Control:
         self._client.subscribe(self._listeners)
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            self._connecting = tasks.create_task(self._client.run(), name="mqtt control")
+            self._connecting = tasks.create_task(self._connect(self._client), name="mqtt control")
             self._stack = stack.pop_all()
         return self
 
@@ -90,11 +91,27 @@ class Control:
         cancelled = isinstance(error, asyncio.CancelledError)
         await self._stack.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
 
+    async def _connect(self, client: Client) -> None:
+        """Not before there is something to hear or to say: most boxes need no second connection."""
+        await self._needed.wait()
+        await client.run()
+
     # --- what others call ----------------------------------------------------------------------------------
 
     @property
     def connection(self) -> Connection:
         return self._client.connection if self._client else Connection()
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """For the statistics."""
+        told = self.connection
+        return {
+            "connected": told.connected,
+            "reconnects": told.reconnects,
+            "refused": told.refused,
+            "dropped": self.dropped,
+        }
 
     @property
     def max_message(self) -> int:
@@ -107,6 +124,7 @@ class Control:
         A filter has one listener, the last that asked. Where filters overlap a message may come twice.
         """
         filters = list(filters)
+        self._needed.set()
         if self._client is not None:
             self._client.subscribe(filters)
         for each in filters:
@@ -127,12 +145,14 @@ class Control:
         if len(self._queue) >= MAX_QUEUED or self._queued_bytes + message.size > MAX_QUEUED_BYTES:
             self._drop(message, "too many wait")
             return
+        self._needed.set()
         self._queue.append(message)
         self._queued_bytes += message.size
         self._pump()
 
     def say(self, message: Message) -> bool:
         """Send with QoS 0, now or never: whether there was a connection with room for it."""
+        self._needed.set()
         client = self._client
         if client is None or not client.room or message.size > client.max_message:
             return False

@@ -116,15 +116,13 @@ class Deployer:
         taken: Collection[str] = (),
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._fleet = fleet
-        self._targets = targets_of(device, fleet.groups)
+        self._device = device
         self._topics = topics
         self._ears = ears
         self._trust = trust
         self._store = store
         self._downloads = downloads
         self._report = report
-        self._taken = frozenset(taken)
         self._wall = wall
         self._parts = Parts(
             store=store,
@@ -157,6 +155,20 @@ class Deployer:
         """Digests of desired states and indexes that are in use."""
         self._cleaning = asyncio.Lock()
         self.standing = Standing()
+        self.configure(fleet, taken)
+
+    def configure(self, fleet: FleetConfig, taken: Collection[str]) -> None:
+        """Groups, or the names of the configuration's handlers, are others: what is desired is ordered anew.
+
+        The rest of ``fleet`` counts for handlers whose deployment begins from now on.
+        """
+        self._fleet = fleet
+        self._targets = targets_of(self._device, fleet.groups)
+        self._taken = frozenset(taken)
+        self._ordered, self._metadata = None, {}
+        if self._ordering is not None:
+            self._ordering.cancel()
+        self._news.set()
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -316,11 +328,15 @@ class Deployer:
         for name in self._rollouts.keys() - wanted.keys():
             self._rollouts[name].order(Unwanted())
         self._say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
-        ours = [(name, assignment) for name, assignment in wanted.items() if name not in self._taken]
-        done = await asyncio.gather(*(self._order_one(verified, *each, files) for each in ours))
-        if all(done):
+        async with asyncio.TaskGroup() as tasks:
+            ours = [
+                tasks.create_task(self._order_one(verified, name, assignment, files))
+                for name, assignment in wanted.items()
+                if name not in self._taken
+            ]
+        if done := all(task.result() for task in ours):
             self._files = files
-        return all(done)
+        return done
 
     async def _desired(self, verified: Verifies, path: str, files: set[str]) -> Desired | None:
         target = await in_thread(verified.target, path)
@@ -344,7 +360,7 @@ class Deployer:
             final = isinstance(error, MissignedError)
             rollout.order(Blocked(slot, str(error), final=final))
             return final or isinstance(error, StaleError)
-        rollout.order(Wanted(slot, downgrade=assignment.downgrade), bundle)
+        rollout.order(Wanted(slot), bundle)
         return True
 
     async def _fetch(self, target: SignedTarget, files: set[str]) -> Path:

@@ -92,12 +92,17 @@ class SensorSpec(Section, frozen=True, kw_only=True):
     """One of Home Assistant's: ``temperature``, ``motion`` …"""
 
 
+MAX_DEADLINE_MS = 60_000
+MAX_MEMORY_MB = 256
+MAX_GAS_MILLIONS = 1_000_000
+
+
 class Limits(Section, frozen=True, kw_only=True):
-    deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 1000
+    deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEADLINE_MS)] = 1000
     """Time of the guest's own per frame; waiting for the host does not count."""
-    memory_mb: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    memory_mb: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMORY_MB)] = 16
     """Linear memory of the guest."""
-    gas: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    gas: Annotated[int, msgspec.Meta(ge=1, le=MAX_GAS_MILLIONS)] | None = None
     """Millions of instructions per frame; not given: about as many as fit in the deadline on this machine."""
     host_calls: Annotated[int, msgspec.Meta(ge=1, le=500_000)] = 10_000
     """Calls of host functions per frame."""

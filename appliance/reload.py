@@ -24,7 +24,6 @@ LIVE = frozenset(
         "mqtt.commands",
         "mqtt.log_level",
         "homeassistant.discovery",
-        "homeassistant.prefix",
         "fleet.groups",
     }
 )
@@ -53,6 +52,8 @@ class Handlers(Protocol):
 
     @property
     def live(self) -> Mapping[str, Live]: ...
+    @property
+    def shadows(self) -> Mapping[str, Live]: ...
     async def stop(self, name: str) -> None: ...
     async def shadow(self, spec: HandlerSpec) -> None: ...
     async def unshadow(self, name: str) -> None: ...
@@ -65,7 +66,7 @@ class Reloading:
 
     ``config`` and ``specs`` are in force, the latter those of ``config.handlers``; ``reread`` (None: there is no file)
     reads the configuration anew in a thread. ``deployed`` gives the names that the fleet has in hand, which are not
-    for the configuration to change. ``apply`` is told the configuration that is in force now, and must not raise.
+    for the configuration to give. ``apply`` is told the configuration that is in force now, and must not raise.
     """
 
     def __init__(
@@ -99,6 +100,19 @@ class Reloading:
             log.info("event=reloaded changed=%s", ",".join(changed) or "nothing")
             return changed
 
+    @property
+    def names(self) -> Collection[str]:
+        """Of the configuration's handlers."""
+        return self._specs.keys()
+
+    async def keep(self, wanted: asyncio.Event) -> None:
+        """Reload whenever ``wanted`` is set, until cancelled. What is wrong is in the log."""
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            with suppress(ApplianceError):
+                await self.reload()
+
     async def restart(self, name: str) -> None:
         """A new worker and instance take over from those in service, between two frames; its state is kept.
 
@@ -125,12 +139,11 @@ class Reloading:
         gone = [name for name in self._specs if name not in specs]
         deployed = self._deployed()
         for spec in begun:
-            if spec.name in deployed:
+            if spec.name in deployed and spec.name not in self._specs:
                 raise ConfigError(f"handlers: the fleet deploys a handler {spec.name!r} here; give this another `name`")
         await self._replace(begun)
         for name in gone:
-            if name not in deployed:
-                await self._handlers.stop(name)
+            await self._handlers.stop(name)
         self.config, self._specs = new, specs
         self._apply(new)
         names = [*(spec.name for spec in begun), *gone]
@@ -138,26 +151,34 @@ class Reloading:
 
     async def _replace(self, specs: list[HandlerSpec]) -> None:
         """All of them come into service, or none."""
-        begun: list[str] = []
+        begun: list[HandlerSpec] = []
         try:
             for spec in specs:
                 await self._handlers.shadow(spec)
-                begun.append(spec.name)
+                begun.append(spec)
             await self._until_running(begun)
         except BaseException:
-            for name in begun:
-                await self._handlers.unshadow(name)
+            for spec in begun:
+                if self._is_ours(spec):
+                    await self._handlers.unshadow(spec.name)
             raise
-        for name in begun:
-            await self._handlers.promote(name)
+        for spec in begun:
+            if self._is_ours(spec):
+                await self._handlers.promote(spec.name)
 
-    async def _until_running(self, names: Iterable[str]) -> None:
-        waiting = list(names)
+    def _is_ours(self, spec: HandlerSpec) -> bool:
+        """Whether the shadow is the one that was begun: a deployment may have put its own in that place."""
+        shadow = self._handlers.shadows.get(spec.name)
+        return shadow is not None and shadow.spec is spec
+
+    async def _until_running(self, specs: Iterable[HandlerSpec]) -> None:
+        waiting = list(specs)
         last: Condition | None = None
         with suppress(TimeoutError):
             async with asyncio.timeout(RUNNING_SECONDS):
                 while waiting:
-                    last = self._handlers.sample(waiting[0], shadow=True)
+                    ours = self._is_ours(waiting[0])
+                    last = self._handlers.sample(waiting[0].name, shadow=True) if ours else None
                     if last is None or last.state in ("failed", "quarantined", "stopped"):
                         break
                     if last.state == "running":
@@ -166,7 +187,7 @@ class Reloading:
                         await asyncio.sleep(POLL_SECONDS)
         if waiting:
             state = f"{last.state}: {last.reason}" if last else "taken away by somebody else"
-            raise HandlerError(f"the new {waiting[0]} does not run ({state}); nothing was changed")
+            raise HandlerError(f"the new {waiting[0].name} does not run ({state}); nothing was changed")
 
 
 def load_handlers(config: Config, reserved: Collection[str] = ()) -> dict[str, HandlerSpec]:

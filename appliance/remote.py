@@ -73,12 +73,11 @@ class Remote:
         levels: LogLevels,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``commands``: those that are carried out (``mqtt.commands``)."""
+        """``commands``: those that are carried out (``mqtt.commands``); where there are none, nothing is heard."""
         self._control = control
         self._filter = topics.command("+")
         self._inbox = Inbox(topics)
-        self.commands = frozenset(commands)
-        """May be set at any time."""
+        self._commands = frozenset(commands)
         self._changes = changes
         self._pictures = pictures
         self._levels = levels
@@ -92,7 +91,7 @@ class Remote:
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
         self._open: set[asyncio.Task[None]] = set()
-        self._control.listen([self._filter], self._hear)
+        self.allow(self._commands)
         return self
 
     async def __aexit__(
@@ -107,10 +106,18 @@ class Remote:
         cancelled = isinstance(error, asyncio.CancelledError)
         await self._tasks.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
 
+    def allow(self, commands: Collection[str]) -> None:
+        """From now on these are carried out, and no others."""
+        self._commands = frozenset(commands)
+        if self._commands:
+            self._control.listen([self._filter], self._hear)
+        else:
+            self._control.ignore([self._filter])
+
     # --- requests --------------------------------------------------------------------------------------------
 
     def _hear(self, message: Received) -> None:
-        outcome = self._inbox.judge(message, self.commands, self._clock())
+        outcome = self._inbox.judge(message, self._commands, self._clock())
         if isinstance(outcome, Request):
             if len(self._open) < MAX_UNDER_WAY:
                 task = self._tasks.create_task(self._answer(outcome), name=f"request {outcome.command}")

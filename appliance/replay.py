@@ -1,30 +1,21 @@
-"""A crash capsule, played to its handler again: on any machine, without broker, camera and zipper.
+"""A crash capsule, played to its handler again: on any machine, without broker, camera and zipper."""
 
-Worker, limits, lockdown and models are those of the appliance; only the frames come from the capsule.
-"""
-
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 
 from appliance.cbor import decode_strict
 from appliance.config import HandlerConfig, InferenceConfig
 from appliance.errors import ConfigError
-from appliance.inference.broker import Broker
-from appliance.ipc.ring import ALIGN, RingWriter
-from appliance.sandbox.admission.admit import Admission
+from appliance.frame import Frame
+from appliance.ipc.ring import ALIGN
+from appliance.offline import playing
 from appliance.sandbox.capsule import Capsule, CapsuleFrame
-from appliance.sandbox.guest_models import GuestModelStore
-from appliance.sandbox.host import HandlerHost
-from appliance.sandbox.messages import Emit, Job
+from appliance.sandbox.messages import Emit
 from appliance.sandbox.session import Finished
-from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec, load_handler
 from appliance.text import printable
 
@@ -86,8 +77,9 @@ def prepare(
 
 async def replay(capsule: Capsule, spec: HandlerSpec, notes: list[str], inference: InferenceConfig) -> Replayed:
     """Give the handler the frames of the capsule, one after another. Call it in the main thread."""
-    async with _host(capsule, spec, inference) as player:
-        frames = [_told(frame, await player.play(frame)) for frame in capsule.frames]
+    largest = max(len(frame.payload) for frame in capsule.frames)
+    async with playing(spec, inference, largest + ALIGN, state=capsule.state) as player:
+        frames = [_told(frame, await player.play(_as_it_was(frame))) for frame in capsule.frames]
     recorded = capsule.failure.kind
     return Replayed(_alike(frames[-1].outcome, recorded), recorded, frames, notes)
 
@@ -109,47 +101,17 @@ def in_words(replayed: Replayed) -> str:
     return "\n".join([*lines, f"not reproduced: it was {replayed.recorded}, and is {replayed.frames[-1].outcome}"])
 
 
-class _Player:
-    """One frame at a time for a handler."""
-
-    def __init__(self, ring: RingWriter, broker: Broker) -> None:
-        self._ring = ring
-        self._broker = broker
-        self._finished: asyncio.Future[Finished]
-        self.host: HandlerHost
-
-    def finish(self, finished: Finished) -> None:
-        if not self._finished.done():
-            self._finished.set_result(finished)
-
-    async def play(self, frame: CapsuleFrame) -> Finished:
-        ref = self._ring.write(frame.payload, frame.format, frame.width, frame.height)
-        if ref is None:
-            raise AssertionError("the ring is as large as all frames together")
-        self._finished = asyncio.get_running_loop().create_future()
-        self.host.submit(Job(ref, frame.tag, frame.source, frame.seq, frame.captured_ns))
-        finished = await self._finished
-        self._broker.forget(ref.key)
-        return finished
-
-
-@asynccontextmanager
-async def _host(capsule: Capsule, spec: HandlerSpec, inference: InferenceConfig) -> AsyncIterator[_Player]:
-    size = sum(len(frame.payload) + ALIGN for frame in capsule.frames)
-    with RingWriter(size) as ring, TemporaryDirectory() as directory:
-        async with Zygote(ring.fd) as zygote, Broker(ring.fd, inference.timeout_seconds) as broker:
-            player = _Player(ring, broker)
-            player.host = HandlerHost(
-                spec,
-                zygote,
-                broker,
-                player.finish,
-                admission=Admission(Path(directory)),
-                guest_models=GuestModelStore(Path(directory) / "models", inference),
-                state=capsule.state,
-            )
-            async with player.host:
-                yield player
+def _as_it_was(frame: CapsuleFrame) -> Frame:
+    return Frame(
+        frame.tag,
+        frame.source,
+        frame.seq,
+        frame.captured_ns,
+        frame.format,
+        frame.payload,
+        frame.width,
+        frame.height,
+    )
 
 
 def _told(frame: CapsuleFrame, finished: Finished) -> ReplayedFrame:

@@ -5,70 +5,22 @@ into a temporary directory and compares the bytes. A toolchain that is not insta
 """
 
 import argparse
-import importlib.metadata
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 HANDLERS = Path(__file__).resolve().parent
+sys.path.insert(0, str(HANDLERS.parent))  # of this checkout, wherever it is started and whatever is installed
+
+from appliance.author.building import compile_handler, replace  # noqa: E402
+from appliance.author.compilers import (  # noqa: E402
+    BuildError,
+    ToolchainMissingError,
+    compile_rust,
+    debian_rustc,
+)
+
 MODULE = "handler.wasm"
-TIMEOUT_SECONDS = 300
-
-ZIG_VERSION = "0.17.1"
-RUSTC = Path("/usr/bin/rustc")
-"""Debian's, by path: a rustup toolchain that comes first on PATH makes other bytes."""
-RUSTC_VERSION = "1.63.0"
-
-C_STACK_BYTES = 16 << 10
-RUST_STACK_BYTES = 128 << 10
-"""Without a heap, Rust keeps its buffers there."""
-MEMORY_BYTES = 16 << 20
-"""The memory's declared maximum; the host lowers it to the manifest's."""
-
-C_FLAGS = (
-    "-target",
-    "wasm32-freestanding",
-    # what wasm3 runs, and nothing newer
-    "-mcpu=mvp+bulk_memory+sign_ext+nontrapping_fptoint+mutable_globals",
-    "-std=c11",
-    "-Os",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    # there is no libc: no loop may turn into a call of strlen
-    "-fno-builtin",
-    "-nostdlib",
-    "-Wl,--no-entry",
-    "-Wl,--strip-all",
-    f"-Wl,-z,stack-size={C_STACK_BYTES}",
-    f"-Wl,--max-memory={MEMORY_BYTES}",
-)
-RUST_FLAGS = (
-    "--edition=2021",
-    "--target=wasm32-unknown-unknown",
-    "-Copt-level=s",
-    "-Cpanic=abort",
-    "-Ccodegen-units=1",
-    "-Ctarget-feature=+bulk-memory,+sign-ext,+nontrapping-fptoint,+mutable-globals",
-    "-Dwarnings",
-)
-RUST_LINK_FLAGS = (
-    "--crate-type=cdylib",
-    "-Clto=fat",
-    "-Cstrip=symbols",
-    f"-Clink-arg=-zstack-size={RUST_STACK_BYTES}",
-    f"-Clink-arg=--max-memory={MEMORY_BYTES}",
-)
-
-
-class ToolchainMissingError(Exception):
-    """What must be installed to build this handler."""
-
-
-class BuildError(Exception):
-    """The sources do not build; the text is the compiler's."""
 
 
 def directories() -> list[Path]:
@@ -77,66 +29,16 @@ def directories() -> list[Path]:
 
 
 def build(directory: Path, module: Path) -> None:
-    """Compile the handler in ``directory`` (its handler.c or handler.rs) into the file ``module``.
+    """Compile the handler in ``directory`` into the file ``module``, to the same bytes on every machine.
 
-    Raises ToolchainMissingError or BuildError.
+    Raises ToolchainMissingError or BuildError; a warning is one.
     """
-    if (directory / "handler.c").is_file():
-        _build_c(directory, module)
-    elif (directory / "handler.rs").is_file():
-        _build_rust(directory, module)
+    if (directory / "handler.rs").is_file():
+        warnings = compile_rust(directory, module, debian_rustc())
     else:
-        raise BuildError(f"{directory}: neither handler.c nor handler.rs is there")
-
-
-def _build_c(directory: Path, module: Path) -> None:
-    try:
-        found = importlib.metadata.version("ziglang")
-    except importlib.metadata.PackageNotFoundError:
-        found = "none"
-    if found != ZIG_VERSION:
-        raise ToolchainMissingError(f"needs ziglang {ZIG_VERSION}, found {found}: pip install ziglang=={ZIG_VERSION}")
-    include = f"-I{HANDLERS / 'sdk' / 'c'}"
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-        command = [sys.executable, "-m", "ziglang", "cc", *C_FLAGS, include, "-o", str(module), "handler.c"]
-        _run(command, directory, environment)
-
-
-def _build_rust(directory: Path, module: Path) -> None:
-    _require_rust()
-    sdk = HANDLERS / "sdk" / "rust"
-    # compiled from inside their directories, so that no path of this machine gets into the module
-    with tempfile.TemporaryDirectory() as work:
-        library = Path(work) / "libappliance.rlib"
-        common = [str(RUSTC), *RUST_FLAGS]
-        _run([*common, "--crate-name=appliance", "--crate-type=rlib", "-o", str(library), "src/lib.rs"], sdk)
-        link = [*RUST_LINK_FLAGS, "--crate-name=handler", f"--extern=appliance={library}"]
-        _run([*common, *link, "-o", str(module), "handler.rs"], directory)
-
-
-def _require_rust() -> None:
-    remedy = f"needs rustc {RUSTC_VERSION}: apt-get install rustc libstd-rust-dev-wasm32 lld-14 (Debian 12)"
-    if not RUSTC.is_file():
-        raise ToolchainMissingError(f"{remedy}; {RUSTC} is not there")
-    version = _run([str(RUSTC), "--version"], HANDLERS).split()[1]
-    if version != RUSTC_VERSION:
-        raise ToolchainMissingError(f"{remedy}; {RUSTC} is {version}")
-    target = _run([str(RUSTC), "--print=target-libdir", RUST_FLAGS[1]], HANDLERS).strip()
-    if not Path(target).is_dir() or not Path("/usr/bin/lld-14").exists():
-        raise ToolchainMissingError(f"{remedy}; its wasm32 library or its linker is not there")
-
-
-def _run(command: list[str], directory: Path, environment: dict[str, str] | None = None) -> str:
-    try:
-        done = subprocess.run(
-            command, cwd=directory, env=environment, capture_output=True, text=True, check=True, timeout=TIMEOUT_SECONDS
-        )
-    except subprocess.CalledProcessError as error:
-        raise BuildError(f"{directory}: {' '.join(command)}\n{error.stdout}{error.stderr}") from error
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{directory}: the compiler was still running after {TIMEOUT_SECONDS} s") from error
-    return done.stdout
+        warnings = compile_handler(directory, module)
+    if warnings:
+        raise BuildError(f"{directory}: it builds with warnings\n{warnings}")
 
 
 def _update(directory: Path, *, check: bool) -> bool:
@@ -158,16 +60,9 @@ def _update(directory: Path, *, check: bool) -> bool:
         print(f"{directory.name}: {'same' if same else f'differs from {MODULE}; run handlers/build.py'}")
         return same
     if not same:
-        _replace(module, made)
+        replace(module, made)
     print(f"{directory.name}: {len(made)} bytes{', unchanged' if same else ''}")
     return True
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write by rename, so that a running appliance never reads half a module."""
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(data)
-    fresh.replace(path)
 
 
 def _directory(name: str) -> Path:

@@ -1,11 +1,15 @@
 """The deployer with the real trust, store and downloads, a fleet that signs, and handlers that run on paper."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from fleet_double import START, Fleet, digest_of, messages
 from memory_broker import MemoryBroker
@@ -19,7 +23,7 @@ from appliance.deploy.download import Downloads
 from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.report import DeviceReport, HandlerReport
 from appliance.deploy.store import Store
-from appliance.deploy.trust import Trust
+from appliance.deploy.trust import Trust, VerifiedBundle
 from appliance.deployer import Deployer
 from appliance.errors import DeviceError
 from appliance.rollout import rollout, running
@@ -315,6 +319,24 @@ async def test_metadata_that_is_not_all_there_is_waited_for(device: Device) -> N
         await until(lambda: device.running)
 
 
+async def test_news_that_has_not_all_come_changes_nothing_yet(device: Device) -> None:
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.running and device.said.state == "current")
+        before = set(device.broker.retained)
+        device.fleet.deploy("box", {})
+        device.fleet.publish()
+        news = messages(device.fleet, TOPICS)
+        late = {topic: news.pop(topic) for topic in list(news) if topic not in before and "snapshot" in topic}
+        device.broker.publish(news)
+        await until(lambda: "snapshot" in device.said.reason)
+        assert device.said.state == "current"
+        assert device.running == {"detector": "1.0.0"}
+        device.broker.publish(late)
+        await until(lambda: not device.running)
+        await until(lambda: device.said.reason == "")
+
+
 async def test_a_disk_that_fails_at_metadata_is_said(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_args: object) -> None:
         raise DeviceError("the disk fails")
@@ -476,6 +498,33 @@ async def test_a_deployed_handler_whose_name_was_taken_since_is_not_started(devi
         assert device.running == {}
 
 
+async def test_a_canary_takes_the_place_of_a_restart_that_is_under_way(device: Device) -> None:
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.said_of("detector").state == "active")
+        device.serving.shadows["detector"] = device.serving.live["detector"]
+        deploy(device, "detector", version="1.1.0")
+        await until(lambda: device.running == {"detector": "1.1.0"})
+
+
+async def test_names_and_groups_may_change(device: Device) -> None:
+    device.taken = ("detector",)
+    deploy(device, "detector")
+    counter = device.fleet.bundle("counter")
+    device.fleet.add(group_target("window"), encode_desired(Desired(handlers={"counter": counter})))
+    device.publish()
+    async with device.deployer() as deployer:
+        await until(lambda: device.said_of("detector").state == "refused")
+        assert device.running == {}
+        deployer.configure(CONFIG, ())
+        await until(lambda: device.running == {"detector": "1.0.0"})
+        deployer.configure(msgspec.structs.replace(CONFIG, groups=("window",)), ())
+        await until(lambda: device.running == {"detector": "1.0.0", "counter": "1.0.0"})
+        await until(lambda: device.said_of("detector").state == "active")
+        deployer.configure(CONFIG, ())
+        await until(lambda: device.running == {"detector": "1.0.0"})
+
+
 # --- upkeep ----------------------------------------------------------------------------------------------------
 
 
@@ -508,3 +557,90 @@ async def test_leaving_ends_everything_wherever_it_is(device: Device) -> None:
         await until(lambda: device.of_handlers)
     await until(lambda: asyncio.all_tasks() <= before)
     device.broker.publish({TOPICS.metadata("timestamp.json"): b"x"})
+
+
+# --- power cuts --------------------------------------------------------------------------------------------------
+
+
+class PowerCutError(BaseException):
+    """Nobody catches it."""
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("calls", range(1, 13))
+async def test_power_may_fail_at_any_step_on_the_disk(
+    device: Device, calls: int, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just before or just after the store did something for the so-manieth time."""
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.running)
+        await until(lambda: device.said_of("detector").state == "active")
+    deploy(device, "detector", version="1.1.0")
+    left = calls
+
+    def cut(method: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            nonlocal left
+            left -= 1
+            if left <= 0 and not late:
+                raise PowerCutError
+            result = method(*args)
+            if left <= 0:
+                raise PowerCutError
+            return result
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("check_room", "stage", "keep", "collect", "write_record"):
+            patch.setattr(device.store, name, cut(getattr(device.store, name)))
+        with contextlib.suppress(BaseExceptionGroup, PowerCutError):
+            async with device.deployer():
+                await until(lambda: device.running == {"detector": "1.1.0"} and left <= 2)
+    device.store = Store(device.path / "deploy", 64 << 20)
+    async with device.deployer():
+        assert device.running in ({"detector": "1.0.0"}, {"detector": "1.1.0"})
+        device.serving.samples["1.1.0"] = GOOD
+        await until(lambda: device.running == {"detector": "1.1.0"})
+        await until(lambda: device.said_of("detector").state == "active")
+        previous = device.said_of("detector").previous
+        assert previous is not None
+        assert previous.version == "1.0.0"
+
+
+async def test_what_is_fetched_while_the_disk_is_tidied_stays(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection that has begun does not know of what comes meanwhile."""
+    collect, begun = device.store.collect, threading.Event()
+    let = threading.Event()
+
+    def slow(*what: Collection[Any]) -> None:
+        begun.set()
+        let.wait(0.3)
+        collect(*what)
+
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.said_of("detector").state == "active")
+        monkeypatch.setattr(device.store, "collect", slow)
+        begun.clear()
+        index = deploy(device, "detector", version="1.1.0")["detector"].digest
+        await until(begun.is_set)
+        index = deploy(device, "detector", version="1.2.0")["detector"].digest
+        await until(lambda: device.running == {"detector": "1.2.0"})
+        assert device.store.has(index)
+    let.set()
+
+
+async def test_an_index_that_is_gone_is_fetched_again(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk loses it while the rollout is at work: it does not wait for other metadata."""
+    check_room = device.store.check_room
+
+    def lose(bundle: VerifiedBundle) -> None:
+        check_room(bundle)
+        device.store.object(bundle.digest).unlink(missing_ok=True)
+
+    monkeypatch.setattr(device.store, "check_room", lose)
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.running == {"detector": "1.0.0"})

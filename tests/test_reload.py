@@ -35,7 +35,7 @@ class Serving:
 
     def __init__(self, specs: list[HandlerSpec]) -> None:
         self.live = {spec.name: Live(spec) for spec in specs}
-        self.shadows: dict[str, HandlerSpec] = {}
+        self.shadows: dict[str, Live] = {}
         self.fate: dict[str, Condition] = {}
         self.calls: list[str] = []
 
@@ -47,7 +47,7 @@ class Serving:
         if spec.name in self.shadows:
             raise ConfigError(f"handlers: the name {spec.name!r} has a shadow already")
         self.calls.append(f"shadow {spec.name}")
-        self.shadows[spec.name] = spec
+        self.shadows[spec.name] = Live(spec)
 
     async def unshadow(self, name: str) -> None:
         self.calls.append(f"unshadow {name}")
@@ -55,7 +55,7 @@ class Serving:
 
     async def promote(self, name: str) -> None:
         self.calls.append(f"promote {name}")
-        self.live[name] = Live(self.shadows.pop(name))
+        self.live[name] = self.shadows.pop(name)
 
     def sample(self, name: str, *, shadow: bool = False) -> Condition | None:
         assert shadow
@@ -151,7 +151,6 @@ async def test_keys_that_can_change_do(box: Box, caplog: pytest.LogCaptureFixtur
         capsules = false
         [homeassistant]
         discovery = true
-        prefix = "ha"
         [fleet]
         groups = ["a"]"""
     )
@@ -207,7 +206,7 @@ async def test_a_handler_that_does_not_come_up_is_not_waited_for_forever(
 
 
 async def test_a_canary_under_way_refuses_the_change(box: Box) -> None:
-    box.serving.shadows["parts"] = canary = box.serving.live["parts"].spec
+    box.serving.shadows["parts"] = canary = Live(box.serving.live["parts"].spec)
     box.write('handlers = [{ path = "count", observes = [9] }, { path = "parts", observes = [7] }]')
     with pytest.raises(ConfigError, match="has a shadow"):
         await box.reloading.reload()
@@ -216,12 +215,29 @@ async def test_a_canary_under_way_refuses_the_change(box: Box) -> None:
 
 
 async def test_what_the_fleet_has_in_hand_is_not_for_the_configuration(box: Box) -> None:
-    box.deployed = ("parts",)
-    box.write('handlers = [{ path = "parts", observes = [7] }, { path = "count" }]')
-    assert "the fleet deploys" in str(await box.refused())
+    box.deployed = ("parts", "other")
+    box.write('handlers = [{ path = "parts" }, { path = "count", name = "other" }]')
+    assert "the fleet deploys a handler 'other'" in str(await box.refused())
+    box.write('handlers = [{ path = "parts", observes = [7] }]')  # its own already
+    assert await box.reloading.reload() == ["handlers.parts", "handlers.count"]
+    assert set(box.reloading.names) == {"parts"}
+
+
+async def test_whoever_wants_a_reload_sets_an_event(box: Box) -> None:
+    wanted = asyncio.Event()
+    keeping = asyncio.create_task(box.reloading.keep(wanted))
+    box.write("handlers = [")
+    wanted.set()
+    while wanted.is_set():
+        await asyncio.sleep(0)
     box.write('handlers = [{ path = "count" }]')
-    assert await box.reloading.reload() == ["handlers.parts"]
-    assert "parts" in box.serving.live
+    wanted.set()
+    async with asyncio.timeout(15):
+        while not box.applied:
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    assert keeping.cancelled()
 
 
 async def test_without_a_file_there_is_nothing_to_read(box: Box) -> None:
@@ -239,6 +255,19 @@ async def test_a_restart_replaces_one_handler(box: Box) -> None:
     with pytest.raises(HandlerError, match="quarantined: trap"):
         await box.reloading.restart("count")
     assert set(box.serving.live) == {"parts", "count"}
+
+
+async def test_what_another_has_put_in_its_place_is_not_promoted(box: Box) -> None:
+    box.serving.fate["parts"] = Condition("starting")
+    task = asyncio.create_task(box.reloading.restart("parts"))
+    while not box.serving.shadows:
+        await asyncio.sleep(0)
+    box.serving.shadows["parts"] = canary = Live(replace(box.serving.live["parts"].spec, version="2.0.0"))
+    box.serving.fate["parts"] = Condition("running")
+    with pytest.raises(HandlerError, match="taken away"):
+        await task
+    assert box.serving.shadows == {"parts": canary}
+    assert box.serving.calls == ["shadow parts"]
 
 
 async def test_a_cancelled_change_leaves_no_shadow(box: Box) -> None:

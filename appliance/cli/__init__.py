@@ -20,6 +20,7 @@ def cli() -> None:
     Try it:            appliance run --frames 300
     Your own video:    appliance run --camera video.mp4 --handler handlers/motion
     What is missing:   appliance doctor
+    Your own handler:  appliance handler new NAME
     A handler failed:  appliance handler --help
     Many boxes:        appliance fleet --help
     """  # noqa: D301 - click wants the character \b

@@ -103,7 +103,7 @@ def publish(
     does it. A version never changes: other content needs another `version` in handler.toml.
 
     A developer publishes in a clone of the fleet's git repository, and sends the change to the operator, who takes it
-    in with `appliance fleet refresh`.
+    in with `appliance fleet refresh`. Exit code 3: signatures of others are needed before devices see it.
 
     \b
     appliance fleet publish ./motion

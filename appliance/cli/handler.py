@@ -6,16 +6,23 @@ from pathlib import Path
 import click
 import msgspec
 
-from appliance.cli.options import HANDLERS, clear_errors, config_option, state_option
+from appliance.cli.author import bench_handler, build_handler, inspect_handler, new_handler, test_handler
+from appliance.cli.options import HANDLERS, clear_errors, config_option, settings_of, state_option
 from appliance.config import load_config
-from appliance.errors import ConfigError
 
 EXIT_NOT_REPRODUCED = 3
 
 
-@click.group(short_help="Look into handlers that failed, and let them run again.")
+@click.group(short_help="Write handlers and try them; look into those that failed.")
 def handler() -> None:
-    """Look into handlers that failed, and let them run again.
+    """Write a handler and try it off-device; look into handlers that failed, and let them run again.
+
+    \b
+    appliance handler new brightness                      begin one: docs/handlers.md
+    appliance handler build brightness                    make its module
+    appliance handler test brightness pictures/           run it on pictures or a video
+    appliance handler bench brightness pictures/          what it needs about a frame
+    appliance handler inspect brightness                  what it is, and whether it is admitted
 
     A handler that fails too often is put in quarantine: it is not run any more until it is released. The frames around
     its first failures are kept as crash capsules, and can be played to it again. docs/handlers.md tells more.
@@ -25,6 +32,10 @@ def handler() -> None:
     appliance handler replay CAPSULE --handler DIR        have the failure again
     appliance handler release NAME                        let it run again
     """  # noqa: D301 - click wants the character \b
+
+
+for _command in (new_handler, build_handler, test_handler, bench_handler, inspect_handler):
+    handler.add_command(_command)
 
 
 @handler.command("release", short_help="Who is in quarantine; or let a handler out of it.")
@@ -109,7 +120,7 @@ def replay_capsule(
         config = load_config(config_path)
         configure_logging("replay", config.log.level, config.log.format)
         capsule = read_capsule(capsule_path)
-        given = _settings_of(capsule.handler, settings)
+        given = settings_of(capsule.handler, settings)
         spec, notes = prepare(
             capsule, directory or HANDLERS / capsule.handler, given, config.inference, any_module=any_module
         )
@@ -117,14 +128,3 @@ def replay_capsule(
     click.echo(msgspec.json.encode(replayed).decode() if as_json else in_words(replayed))
     if not replayed.reproduced:
         raise SystemExit(EXIT_NOT_REPRODUCED)
-
-
-def _settings_of(name: str, texts: tuple[str, ...]) -> dict[str, str]:
-    """KEY=VALUE, or as for `run` HANDLER.KEY=VALUE."""
-    given = {}
-    for text in texts:
-        key, equals, value = text.removeprefix(f"{name}.").partition("=")
-        if not (equals and key):
-            raise ConfigError(f"--set {text!r} is not KEY=VALUE, e.g. threshold=0.5")
-        given[key] = value
-    return given

@@ -72,6 +72,17 @@ def with_handlers(config: Config, paths: tuple[str, ...], settings: tuple[str, .
     return replace(config, handlers=tuple(changed))
 
 
+def settings_of(name: str, texts: tuple[str, ...]) -> dict[str, str]:
+    """KEY=VALUE, or as for `run` HANDLER.KEY=VALUE."""
+    given = {}
+    for text in texts:
+        key, equals, value = text.removeprefix(f"{name}.").partition("=")
+        if not (equals and key):
+            raise ConfigError(f"--set {text!r} is not KEY=VALUE, e.g. threshold=0.5")
+        given[key] = value
+    return given
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """A deliberate error is one line and an exit code, not a traceback."""

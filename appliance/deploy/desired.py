@@ -29,8 +29,6 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Of the bundle: a developer who signs another one under the same version changes nothing on any device."""
     settings: dict[str, str] = {}
     observes: tuple[Tag, ...] | None = None
-    downgrade: bool = False
-    """The operator means it: this version may be lower than what the device runs."""
 
 
 class Desired(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -13,7 +13,6 @@ class Wanted:
     """The operator wants this version, and it is verified."""
 
     slot: Slot
-    downgrade: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from appliance.deploy.events import (
     Unwanted,
     Wanted,
 )
-from appliance.deploy.record import MAX_BAD, UNDER_WAY, Bad, Record, Slot, Stage, Trial, is_lower, one_line
+from appliance.deploy.record import MAX_BAD, UNDER_WAY, Bad, Record, Slot, Stage, Trial, one_line
 
 TABLE = """
             gone      waiting   fetching  admitting  storing   canary    settled
@@ -110,9 +110,6 @@ def _consider(record: Record, event: Wanted, now: int) -> Outcome:
         return _settle(record, bad.state, bad.reason, now)
     if slot == record.candidate and record.state in UNDER_WAY:
         return record, ()
-    if record.active and not event.downgrade and is_lower(slot.version, record.active.version):
-        reason = f"{slot.version} would be a downgrade of {record.active.version}; deploy it as a rollback to mean it"
-        return _settle(record, "refused", reason, now)
     return _enter(record, "fetching", "", now, candidate=slot), (Abandon(), Fetch(slot))
 
 

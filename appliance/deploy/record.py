@@ -131,14 +131,3 @@ def decode_record(data: bytes) -> Record:
         return msgspec.json.decode(data, type=Record)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DeviceError(f"not a record of a deployment: {error}") from error
-
-
-def is_lower(version: str, than: str) -> bool:
-    """By the order of semantic versions: a pre-release is below its release, ``+`` and what follows says nothing."""
-    return _order(version) < _order(than)
-
-
-def _order(version: str) -> tuple[list[int], bool, list[tuple[bool, int, str]]]:
-    core, _, suffix = version.partition("+")[0].partition("-")
-    parts = [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in suffix.split(".")]
-    return [int(number) for number in core.split(".")], not suffix, parts

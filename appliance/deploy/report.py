@@ -25,7 +25,7 @@ HandlerState = Literal[
     "storing",
     "canary",  # shadows the live version, its results withheld
     "active",  # what is desired runs, the first while on trial
-    "refused",  # never put into service: admission, the canary, a quarantined digest, a downgrade, the quota
+    "refused",  # never put into service: admission, the canary, a quarantined digest
     "rolled-back",  # was in service, and went back to the previous version
 ]
 FAILED_STATES = frozenset({"refused", "rolled-back"})

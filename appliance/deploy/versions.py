@@ -10,21 +10,17 @@ class Precedence:
 
     def __init__(self, version: str) -> None:
         numbers, _, before = version.partition("+")[0].partition("-")
-        self._numbers = tuple(int(number) for number in numbers.split("."))
-        parts = before.split(".") if before else []
-        self._before = tuple((0, int(part), "") if _is_number(part) else (1, 0, part) for part in parts)
-
-    def _key(self) -> tuple[tuple[int, ...], bool, tuple[tuple[int, int, str], ...]]:
-        return self._numbers, not self._before, self._before
+        parts = [(not _is_number(part), *_number(part)) for part in before.split(".")] if before else []
+        self._key = [_number(number) for number in numbers.split(".")], not before, parts
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Precedence) and self._key() == other._key()
+        return isinstance(other, Precedence) and self._key == other._key
 
     def __lt__(self, other: "Precedence") -> bool:
-        return self._key() < other._key()
+        return self._key < other._key
 
     def __hash__(self) -> int:
-        return hash(self._key())
+        return hash(str(self._key))
 
 
 def is_lower(version: str, than: str) -> bool:
@@ -34,3 +30,9 @@ def is_lower(version: str, than: str) -> bool:
 
 def _is_number(part: str) -> bool:
     return part.isascii() and part.isdecimal()
+
+
+def _number(part: str) -> tuple[int, str]:
+    """Orders as the number does, however many digits a stranger gives it; other words as they are."""
+    digits = part.lstrip("0") if _is_number(part) else part
+    return (len(digits) if _is_number(part) else 0), digits

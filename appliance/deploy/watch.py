@@ -15,6 +15,8 @@ MANY_TIMES_SLOWER = 4
 """Slower than the live one by so much is refused. Both run at once, on cores that one of them will have alone."""
 ENOUGH_OFFERED = 30
 """Frames that both must have been offered before they are compared; a second of a camera."""
+PACE_SECONDS = 2.0
+"""Both are watched so long before they are compared: over a few frames chance decides who had the core."""
 NOT_SERVING = frozenset({"failed", "quarantined"})
 """States of a handler in which no worker will handle a frame."""
 
@@ -47,6 +49,15 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """What a canary and the version in service did in the same time, from when the canary was up."""
+
+    canary: Sample
+    live: Sample
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Passed:
     """Good enough for service."""
 
@@ -70,17 +81,18 @@ _COUNTS = ("handled", "faults", "deadlines", "offered", "dropped")
 
 
 def judge_canary(
-    sample: Sample, elapsed: float, frames: int, seconds: float, *, live: Sample | None = None
+    sample: Sample, elapsed: float, frames: int, seconds: float, *, pace: Pace | None = None
 ) -> Passed | Failed | None:
     """None: look again later.
 
-    ``elapsed`` is the time in seconds since it began, ``live`` what the version in service did meanwhile. It passes
-    after ``frames`` good frames, or after ``seconds``, running: not every handler has many frames to handle.
+    ``elapsed`` is the time in seconds since it was up, or, where it is not running, since it last was or began.
+    ``pace`` is there where a version is in service. It passes after ``frames`` good frames, or after ``seconds``: not
+    every handler has many frames to handle.
     """
-    failed = _cannot_go_on(sample) or _too_faulty(sample) or _never_starts(sample, elapsed - seconds)
+    failed = _cannot_go_on(sample) or _too_faulty(sample) or _never_starts(sample, elapsed)
     if failed or sample.state != "running":
         return failed
-    if live is not None and (failed := _too_slow(sample, live)):
+    if pace is not None and (failed := _too_slow(pace)):
         return failed
     if sample.handled >= frames:
         return Passed()
@@ -109,8 +121,8 @@ def _too_faulty(sample: Sample) -> Failed | None:
     return Failed(f"{_faults(sample)} as canary{_last(sample)}") if sample.faults >= MAX_FAULTS else None
 
 
-def _never_starts(sample: Sample, late: float) -> Failed | None:
-    if sample.state == "running" or late < START_SECONDS:
+def _never_starts(sample: Sample, elapsed: float) -> Failed | None:
+    if sample.state == "running" or elapsed < START_SECONDS:
         return None
     return Failed(f"its worker is not running after {START_SECONDS:g} s: {sample.state}{_last(sample)}")
 
@@ -123,13 +135,14 @@ def _good_for_nothing(sample: Sample, elapsed: float) -> Failed | None:
     return Failed(f"none of {taken} frames went well in {elapsed:.0f} s{_last(sample)}")
 
 
-def _too_slow(sample: Sample, live: Sample) -> Failed | None:
-    if min(sample.offered, live.offered) < ENOUGH_OFFERED:
+def _too_slow(pace: Pace) -> Failed | None:
+    canary, live = pace.canary, pace.live
+    if pace.seconds < PACE_SECONDS or min(canary.offered, live.offered) < ENOUGH_OFFERED:
         return None
-    if sample.kept_share * MANY_TIMES_SLOWER >= live.kept_share:
+    if canary.kept_share * MANY_TIMES_SLOWER >= live.kept_share:
         return None
     return Failed(
-        f"it keeps up with {sample.kept_share:.0%} of its frames, the version in service with {live.kept_share:.0%}"
+        f"it keeps up with {canary.kept_share:.0%} of its frames, the version in service with {live.kept_share:.0%}"
     )
 
 

@@ -1,18 +1,16 @@
 """What is desired, changed: a handler deployed, taken away, or brought back as it was. Pure.
 
-Each change of an assignment puts the one before into the history, but a rollback takes it from there: two rollbacks go
+Each change puts what was before into the history, but a rollback takes it from there: two rollbacks go
 two steps back.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import msgspec
-
 from appliance.deploy.desired import EVERYBODY, MAX_DEPLOYED, Assignment, Desired, device_target, group_target
 from appliance.deploy.versions import is_lower
 from appliance.errors import ConfigError
-from appliance.fleet.history import History
+from appliance.fleet.history import History, Was
 from appliance.frame import is_name
 
 _DEVICE = "device:"
@@ -29,10 +27,24 @@ class Wanted:
     def of(self, target: str, handler: str) -> Assignment | None:
         return self.documents.get(target, Desired()).handlers.get(handler)
 
-    def changed(self, target: str, handlers: Mapping[str, Assignment | None], history: History) -> "Wanted":
+    def was(self, target: str, handler: str) -> Was:
+        """What a document says of a handler, as the history has it."""
+        handlers = self.documents.get(target, Desired()).handlers
+        return (handlers[handler] or "none") if handler in handlers else "nothing"
+
+    def changed(self, target: str, handler: str, now: Was) -> "Wanted":
+        """With what was before in the history."""
+        before = (*self.history.of(target, handler), self.was(target, handler))
+        return self.saying(target, handler, now, self.history.remembering(target, handler, before))
+
+    def saying(self, target: str, handler: str, now: Was, history: History) -> "Wanted":
+        handlers = dict(self.documents.get(target, Desired()).handlers)
+        handlers.pop(handler, None)
+        if now != "nothing":
+            handlers[handler] = now if isinstance(now, Assignment) else None
         if len(handlers) > MAX_DEPLOYED:
             raise ConfigError(f"{name_of(target)}: {len(handlers)} handlers are over the limit of {MAX_DEPLOYED}")
-        return Wanted({**self.documents, target: Desired(handlers=dict(handlers))}, history)
+        return Wanted({**self.documents, target: Desired(handlers=handlers)}, history)
 
 
 def target_of(to: str) -> str:
@@ -53,53 +65,32 @@ def name_of(target: str) -> str:
 def deploy(wanted: Wanted, target: str, handler: str, assignment: Assignment, *, downgrade: bool = False) -> Wanted:
     """ConfigError for a lower version than the one that is desired, unless ``downgrade``."""
     before = wanted.of(target, handler)
-    assignment = msgspec.structs.replace(assignment, downgrade=False)
-    if before and is_lower(assignment.version, before.version):
-        if not downgrade:
-            raise ConfigError(
-                f"{name_of(target)} has {handler} {before.version}, and {assignment.version} is lower; "
-                f"`appliance fleet rollback` goes back to what was there, and --downgrade to any version"
-            )
-        assignment = msgspec.structs.replace(assignment, downgrade=True)
-    if before and _same(before, assignment):
-        return wanted
-    handlers = {**wanted.documents.get(target, Desired()).handlers, handler: assignment}
-    return wanted.changed(target, handlers, _remembered(wanted, target, handler))
+    if before and is_lower(assignment.version, before.version) and not downgrade:
+        raise ConfigError(
+            f"{name_of(target)} has {handler} {before.version}, and {assignment.version} is lower; "
+            f"`appliance fleet rollback` goes back to what was there, and --downgrade to any version"
+        )
+    return wanted if before == assignment else wanted.changed(target, handler, assignment)
 
 
 def undeploy(wanted: Wanted, target: str, handler: str) -> Wanted:
     """Takes a handler away, though a group before this document may give it. ConfigError where nothing gives it."""
-    given_by = [path for path, each in wanted.documents.items() if each.handlers.get(handler) is not None]
-    if not given_by:
+    givers = [path for path, each in wanted.documents.items() if each.handlers.get(handler) is not None]
+    weaker = target != group_target(EVERYBODY) and any(path.startswith("groups/") for path in givers if path != target)
+    if not givers:
         raise ConfigError(f"{handler} is not deployed to anything; `appliance fleet status` shows what is")
-    others = any(path.startswith("groups/") for path in given_by if path != target)
-    handlers = dict(wanted.documents.get(target, Desired()).handlers)
-    if target not in given_by and not others:
-        where = ", ".join(name_of(path) for path in given_by)
-        raise ConfigError(f"{handler} is not deployed to {name_of(target)}, but to {where}")
-    handlers.pop(handler, None)
-    if others and target != group_target(EVERYBODY):
-        handlers[handler] = None
-    elif target not in given_by:
-        raise ConfigError(f"{handler} is deployed to {', '.join(map(name_of, given_by))}, which are stronger than all")
-    return wanted.changed(target, handlers, _remembered(wanted, target, handler))
+    if target not in givers and not weaker:
+        raise ConfigError(f"{handler} is deployed to {', '.join(map(name_of, givers))}: name it with --to")
+    return wanted.changed(target, handler, "none" if weaker else "nothing")
 
 
 def rollback(wanted: Wanted, target: str, handler: str) -> Wanted:
-    """What was desired before. ConfigError where nothing was."""
+    """What was said before, be it nothing: weaker groups count again then. ConfigError where nothing ever was."""
     earlier = wanted.history.of(target, handler)
     if not earlier:
-        raise ConfigError(
-            f"nothing is known to have been before {handler} on {name_of(target)}; "
-            f"`appliance fleet undeploy {handler} --to {name_of(target)}` takes it away"
-        )
-    now, back = wanted.of(target, handler), earlier[-1]
-    lower = now is not None and is_lower(back.version, now.version)
-    handlers = {
-        **wanted.documents.get(target, Desired()).handlers,
-        handler: msgspec.structs.replace(back, downgrade=lower),
-    }
-    return wanted.changed(target, handlers, wanted.history.remembering(target, handler, earlier[:-1]))
+        raise ConfigError(f"{name_of(target)} has never had another {handler}; `appliance fleet status` shows who has")
+    history = wanted.history.remembering(target, handler, earlier[:-1])
+    return wanted.saying(target, handler, earlier[-1], history)
 
 
 def changes(before: Wanted, after: Wanted) -> list[str]:
@@ -115,17 +106,6 @@ def changes(before: Wanted, after: Wanted) -> list[str]:
     return lines
 
 
-def _same(before: Assignment, after: Assignment) -> bool:
-    return msgspec.structs.replace(before, downgrade=after.downgrade) == after
-
-
-def _remembered(wanted: Wanted, target: str, handler: str) -> History:
-    before = wanted.of(target, handler)
-    if before is None:
-        return wanted.history
-    return wanted.history.remembering(target, handler, (*wanted.history.of(target, handler), before))
-
-
 def _words(handlers: Mapping[str, Assignment | None], handler: str) -> str:
     if handler not in handlers:
         return "nothing"
@@ -134,5 +114,4 @@ def _words(handlers: Mapping[str, Assignment | None], handler: str) -> str:
         return "none, whatever weaker groups have"
     settings = "".join(f" {key}={value}" for key, value in sorted(assignment.settings.items()))
     observes = f" observes {', '.join(map(str, assignment.observes))}" if assignment.observes is not None else ""
-    downgrade = " (downgrade)" if assignment.downgrade else ""
-    return f"{assignment.version} {assignment.digest[:12]}{settings}{observes}{downgrade}"
+    return f"{assignment.version} {assignment.digest[:12]}{settings}{observes}"

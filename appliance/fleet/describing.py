@@ -6,10 +6,14 @@ from typing import Any, cast
 from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 
+from appliance.deploy.desired import MAX_DESIRED_BYTES, decode_desired
+from appliance.fleet.assignments import Wanted, changes
 from appliance.fleet.draft import AnyMetadata, prefix_of
+from appliance.fleet.history import History
 from appliance.fleet.keys import PUBLIC, read_public
-from appliance.fleet.repository import KEYS, Fleet
-from appliance.fleet.state import TOP_LEVEL, delegations_of
+from appliance.fleet.repository import DESIRED, KEYS, Fleet
+from appliance.fleet.state import TOP_LEVEL, delegations_of, sha256_of
+from appliance.text import printable
 
 
 def keys_of(fleet: Fleet) -> dict[str, SSlibKey]:
@@ -43,35 +47,52 @@ def roles_of(fleet: Fleet) -> Iterator[str]:
 
 
 def described(fleet: Fleet, role: str, change: AnyMetadata) -> Iterator[str]:
-    """What a change that waits would change of what is in force."""
-    state = fleet.state
+    """What a change that waits would change of what is in force. Nothing in it steers a terminal."""
     yield f"{role} version {change.signed.version}, until {change.signed.expires:%Y-%m-%d}:"
-    if isinstance(change.signed, Root):
-        for name in TOP_LEVEL:
-            old, new = state.root.signed.roles[name], change.signed.roles[name]
-            yield from _differences(f"  key of {name}", set(old.keyids), set(new.keyids))
-            if old.threshold != new.threshold:
-                yield f"  threshold of {name}: {old.threshold} -> {new.threshold}"
-        return
+    lines = (
+        _of_root(fleet, change.signed) if isinstance(change.signed, Root) else _of_targets(fleet, role, change.signed)
+    )
+    yield from (f"  {printable(line)}" for line in lines)
+
+
+def _of_root(fleet: Fleet, change: Root) -> Iterator[str]:
+    for name in TOP_LEVEL:
+        old, new = fleet.state.root.signed.roles[name], change.roles[name]
+        yield from _differences(f"key of {name}", set(old.keyids), set(new.keyids))
+        if old.threshold != new.threshold:
+            yield f"threshold of {name}: {old.threshold} -> {new.threshold}"
+
+
+def _of_targets(fleet: Fleet, role: str, change: Targets) -> Iterator[str]:
+    state = fleet.state
     present = state.targets if role == "targets" else state.delegated.get(role) or state.distrusted.get(role)
     before = present.signed if present else Targets()
-    yield from _files(before, change.signed)
-    developers, others = delegations_of(before), delegations_of(change.signed)
-    yield from _differences("  developer", set(developers), set(others))
-    for name in sorted(developers.keys() & others.keys()):
-        if developers[name] != others[name]:
-            yield f"  developer {name}: {others[name].paths}, {_threshold(others[name].threshold)}"
-
-
-def _files(before: Targets, after: Targets) -> Iterator[str]:
-    for path in sorted({*before.targets, *after.targets}):
-        old, new = before.targets.get(path), after.targets.get(path)
+    if role == "targets":
+        yield from changes(_wanted(fleet, before), _wanted(fleet, change))
+    for path in sorted({*before.targets, *change.targets}):
+        old, new = before.targets.get(path), change.targets.get(path)
         if old != new:
-            yield f"  {path}: {_digest(old)} -> {_digest(new)}"
+            yield f"{path}: {_digest(old)} -> {_digest(new)}"
+    developers, others = delegations_of(before), delegations_of(change)
+    yield from _differences("developer", set(developers), set(others))
+    for name, developer in sorted(others.items()):
+        if developers.get(name) != developer:
+            keys = ", ".join(keyid[:12] for keyid in developer.keyids)
+            prefixes = ", ".join(prefix_of(path) for path in developer.paths or ())
+            yield f"developer {name}: handlers {prefixes}, {_threshold(developer.threshold)} of {keys}"
+
+
+def _wanted(fleet: Fleet, targets: Targets) -> Wanted:
+    documents = {
+        path: decode_desired(fleet.read(sha256_of(file), MAX_DESIRED_BYTES))
+        for path, file in targets.targets.items()
+        if path.startswith(DESIRED)
+    }
+    return Wanted(documents, History())
 
 
 def _digest(file: TargetFile | None) -> str:
-    return file.hashes["sha256"][:12] if file else "none"
+    return sha256_of(file)[:12] if file else "none"
 
 
 def _differences(what: str, old: set[str], new: set[str]) -> Iterator[str]:

@@ -19,13 +19,14 @@ from appliance.fleet.keys import PRIVATE, PUBLIC, Keyring, NewKey, public_text
 from appliance.fleet.repository import KEYS, TARGETS, Fleet
 from appliance.fleet.settings import SETTINGS_FILE, FleetSettings, encode_settings, load_settings
 from appliance.fleet.signing import Settled, due, pending, settle, signers_of
-from appliance.fleet.state import METADATA, TOP_LEVEL
+from appliance.fleet.state import METADATA, TOP_LEVEL, sha256_of
 
 IGNORED = f"""# Private keys stay off git. Keep copies elsewhere: without the root key nobody can replace a lost one.
 {KEYS}/*{PRIVATE}
 .change*/{KEYS}/*{PRIVATE}
 {LOCK_FILE}
 published.json
+broker-password
 """
 
 
@@ -174,7 +175,7 @@ def sweep(fleet: Fleet) -> int:
     used = set()
     for targets in signed:
         for target, file in targets.targets.items():
-            digest = file.hashes["sha256"]
+            digest = sha256_of(file)
             used.add(digest)
             if target.startswith("handlers/") and (fleet.directory / TARGETS / digest).is_file():
                 used |= {each.sha256 for each in fleet.index(digest).files.values()}

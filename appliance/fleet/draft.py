@@ -20,7 +20,7 @@ from appliance.fleet.assignments import Wanted
 from appliance.fleet.history import HISTORY_TARGET, encode_history
 from appliance.fleet.repository import Fleet
 from appliance.fleet.settings import Expiry
-from appliance.fleet.state import PENDING, TOP_LEVEL, copied, delegations_of, is_signed, parse
+from appliance.fleet.state import PENDING, TOP_LEVEL, copied, delegations_of, is_signed, parse, read_metadata, sha256_of
 from appliance.frame import is_name
 
 MAX_DEVELOPERS = 24
@@ -76,7 +76,7 @@ class Draft:
         target, digest = bundle_target(name, version), hashlib.sha256(index).hexdigest()
         signed = self.role(role)
         there = signed.targets.get(target)
-        if there is not None and there.hashes["sha256"] != digest:
+        if there is not None and sha256_of(there) != digest:
             raise ConfigError(
                 f"{name} {version} is published already, with other content; "
                 f"a version never changes: give handler.toml another `version`"
@@ -202,7 +202,7 @@ class Draft:
     def _waiting(self, role: str) -> Metadata[Targets] | None:
         """What a developer has signed and the snapshot does not have yet: the next change is made to that."""
         for path in _pending(self.fleet.directory, role):
-            waiting = parse(path.read_bytes(), Targets, path)
+            waiting = parse(read_metadata(path), Targets, path)
             if is_signed(waiting, role, self.fleet.state.targets.signed):
                 return waiting
             raise ConfigError(

@@ -18,7 +18,9 @@ MAX_HISTORY_BYTES = 4 << 20
 MAX_BEFORE = 8
 """Assignments that are remembered of each handler of each device or group."""
 
-Before = Annotated[tuple[Assignment, ...], msgspec.Meta(max_length=MAX_BEFORE)]
+Was = Assignment | Literal["nothing", "none"]
+"""What a document said of a handler: ``nothing``, so that weaker groups count, or ``none``, whatever they have."""
+Before = Annotated[tuple[Was, ...], msgspec.Meta(max_length=MAX_BEFORE)]
 """The newest last."""
 
 
@@ -27,21 +29,21 @@ class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     before: dict[str, dict[Name, Before]] = {}
     """By path of the desired document, then by handler."""
 
-    def of(self, target: str, handler: str) -> tuple[Assignment, ...]:
+    def of(self, target: str, handler: str) -> tuple[Was, ...]:
         return self.before.get(target, {}).get(handler, ())
 
-    def remembering(self, target: str, handler: str, assignments: tuple[Assignment, ...]) -> "History":
-        """The same with other assignments of one handler; empty forgets it."""
-        handlers = {**self.before.get(target, {}), handler: assignments[-MAX_BEFORE:]}
+    def remembering(self, target: str, handler: str, before: tuple[Was, ...]) -> "History":
+        """The same with something else about one handler; empty forgets it."""
+        handlers = {**self.before.get(target, {}), handler: before[-MAX_BEFORE:]}
         kept = {name: each for name, each in handlers.items() if each}
-        before = {path: each for path, each in {**self.before, target: kept}.items() if each}
-        return History(before=before)
+        return History(before={path: each for path, each in {**self.before, target: kept}.items() if each})
 
     def returns(self) -> Iterator[tuple[str, Assignment]]:
         """(Handler, what a rollback would bring back)."""
         for handlers in self.before.values():
-            for name, assignments in handlers.items():
-                yield name, assignments[-1]
+            for name, before in handlers.items():
+                if isinstance(before[-1], Assignment):
+                    yield name, before[-1]
 
     def shortened(self) -> "History":
         """The newest of each alone."""

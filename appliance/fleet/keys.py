@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from appliance.device.durable import write_durably
 from appliance.device.reading import open_plain
@@ -170,6 +170,15 @@ def public_text(key: SSlibKey) -> str:
     """As in a ``.pub`` file."""
     public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.keyval["public"]))
     return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def id_of(key: Key) -> str:
+    """The id that a key has by what it is; empty for a key of another kind than ours."""
+    try:
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.keyval["public"]))
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return SSlibKey.from_crypto(public).keyid if (key.keytype, key.scheme) == ("ed25519", "ed25519") else ""
 
 
 def check_passphrase(passphrase: str) -> None:

@@ -17,11 +17,12 @@ from appliance.errors import ConfigError, PeerError
 from appliance.fleet.history import HISTORY_TARGET, MAX_HISTORY_BYTES, History, decode_history
 from appliance.fleet.journal import is_undecided, locked
 from appliance.fleet.settings import FleetSettings, load_settings
-from appliance.fleet.state import State, read_state
+from appliance.fleet.state import State, read_state, sha256_of
 
 TARGETS = "targets"
 KEYS = "keys"
-_DESIRED = ("devices/", "groups/")
+DESIRED = ("devices/", "groups/")
+"""Paths of desired documents begin so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Fleet:
         Those are the desired documents, and index and files of each bundle that is desired or that a rollback would
         bring back. ConfigError or PeerError where one is not in the directory.
         """
-        needed = {file.hashes["sha256"]: file.length for _, file in self._documents()}
+        needed = {sha256_of(file): file.length for _, file in self._documents()}
         for name, assignment in self._wanted():
             if assignment.digest not in needed:
                 needed[assignment.digest] = self.content(assignment.digest).stat().st_size
@@ -93,11 +94,11 @@ class Fleet:
     def desired(self, target: str) -> Desired:
         """One document by its path; an empty one where there is none."""
         file = self.state.targets.signed.targets.get(target)
-        return decode_desired(self.read(file.hashes["sha256"], MAX_DESIRED_BYTES)) if file else Desired()
+        return decode_desired(self.read(sha256_of(file), MAX_DESIRED_BYTES)) if file else Desired()
 
     def history(self) -> History:
         file = self.state.targets.signed.targets.get(HISTORY_TARGET)
-        return decode_history(self.read(file.hashes["sha256"], MAX_HISTORY_BYTES)) if file else History()
+        return decode_history(self.read(sha256_of(file), MAX_HISTORY_BYTES)) if file else History()
 
     # --- what is signed -------------------------------------------------------------------------------------
 
@@ -108,7 +109,7 @@ class Fleet:
             for path, file in signed.signed.targets.items():
                 if path.startswith("handlers/") and (paths is None or paths(path)):
                     _, name, version = path.removesuffix(".json").split("/", 2)
-                    yield Signed(name, version, file.hashes["sha256"], file.length, role)
+                    yield Signed(name, version, sha256_of(file), file.length, role)
 
     def find(self, name: str, version: str) -> Signed | None:
         """As a device looks for it."""
@@ -137,7 +138,7 @@ class Fleet:
 
     def _documents(self) -> Iterator[tuple[str, TargetFile]]:
         for path, file in sorted(self.state.targets.signed.targets.items()):
-            if path.startswith(_DESIRED):
+            if path.startswith(DESIRED):
                 yield path, file
 
     def _wanted(self) -> Iterator[tuple[str, Assignment]]:

@@ -8,6 +8,7 @@ these have signed.
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import cast
 
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
@@ -16,9 +17,22 @@ from appliance.deploy.desired import Assignment
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES
 from appliance.errors import ConfigError, PeerError
 from appliance.fleet.draft import AnyMetadata, expiry_of
-from appliance.fleet.keys import Keyring
+from appliance.fleet.keys import Keyring, id_of
 from appliance.fleet.repository import Fleet
-from appliance.fleet.state import METADATA, PENDING, TOP_LEVEL, copied, delegations_of, is_signed, is_signed_root, parse
+from appliance.fleet.state import (
+    METADATA,
+    PENDING,
+    TOP_LEVEL,
+    copied,
+    delegations_of,
+    is_signed,
+    is_signed_root,
+    parse,
+    read_metadata,
+    sha256_of,
+)
+from appliance.frame import is_name
+from appliance.text import printable
 
 _CORE = (Root.type, Targets.type)
 
@@ -97,19 +111,34 @@ def pending(fleet: Fleet) -> dict[str, AnyMetadata]:
     state = fleet.state
     for path in sorted((fleet.directory / PENDING).glob("*.json")):
         number, _, role = path.name.removesuffix(".json").partition(".")
+        if not is_name(role):
+            raise PeerError(f"{path.parent}: {path.name!r} is not the file of a role; remove it")
         metadata: AnyMetadata
         if role == Root.type:
-            metadata, follows = parse(path.read_bytes(), Root, path), state.root.signed.version + 1
+            metadata, follows = parse(read_metadata(path), Root, path), state.root.signed.version + 1
         else:
-            metadata = parse(path.read_bytes(), Targets, path)
+            metadata = parse(read_metadata(path), Targets, path)
             follows = state.targets.signed.version + 1 if role == Targets.type else state.version_after(role)
         if not str(metadata.signed.version) == number == str(follows):
             raise PeerError(
                 f"{path}: is not version {follows} of {role}: something else was put in force meanwhile. "
                 f"Remove the file, and make the change again"
             )
+        _check_keys(metadata.signed, path)
         found[role] = metadata
     return found
+
+
+def _check_keys(signed: Root | Targets, path: Path) -> None:
+    """A key's id tells which key it is: nobody signs for another one under an id that is known."""
+    keys = signed.keys if isinstance(signed, Root) else signed.delegations.keys if signed.delegations else {}
+    for keyid, key in keys.items():
+        if keyid != id_of(key):
+            raise PeerError(
+                f"{path}: another key has the id {keyid[:12]}: somebody wants you to sign for it; remove it"
+            )
+    if isinstance(signed, Root) and not signed.consistent_snapshot:
+        raise PeerError(f"{path}: lacks `consistent_snapshot`, which devices need; remove it")
 
 
 def _decide(fleet: Fleet, roles: Mapping[str, AnyMetadata], keys: Keyring, sign: Collection[str]) -> _Next:
@@ -218,14 +247,16 @@ def _check_bundles(fleet: Fleet, draft: _Next, fresh: Collection[str]) -> None:
         known = present.signed.targets if present else {}
         for path, file in cast("Metadata[Targets]", draft.taken[role]).signed.targets.items():
             if not (delegation.is_delegated_path(path) and path.endswith(".json")):
-                raise PeerError(f"{role} has signed {path}, which is not {role}'s to sign; nothing of it is taken")
-            if known.get(path) != file and file.hashes["sha256"] not in fresh:
+                raise PeerError(
+                    f"{role} has signed {printable(path)}, which is not {role}'s to sign; nothing of it is taken"
+                )
+            if known.get(path) != file and sha256_of(file) not in fresh:
                 _check_bundle(fleet, path, file)
 
 
 def _check_bundle(fleet: Fleet, path: str, file: TargetFile) -> None:
     _, name, version = path.removesuffix(".json").split("/")
-    bundle = fleet.bundle(name, Assignment(version=version, digest=file.hashes["sha256"]))
+    bundle = fleet.bundle(name, Assignment(version=version, digest=sha256_of(file)))
     for each in bundle.files.values():
         fleet.content(each.sha256)
 

@@ -14,18 +14,20 @@ from typing import Any, TypeVar
 
 from securesystemslib.exceptions import Error as SignatureLibraryError
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import DelegatedRole, Metadata, Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import DelegatedRole, Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.api.serialization import DeserializationError
 
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES
 from appliance.device.reading import open_plain
 from appliance.errors import ConfigError, PeerError
+from appliance.text import printable
 
 METADATA = "metadata"
 PENDING = "metadata/pending"
 """Roles that lack a signature, or a place in the snapshot: nothing of it goes to devices."""
 TOP_LEVEL = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ROOT_FILE = re.compile(r"([1-9][0-9]{0,3})\.root\.json")
 
 Kind = TypeVar("Kind", Root, Timestamp, Snapshot, Targets)
@@ -56,6 +58,14 @@ class State:
         return meta.version + 1 if meta else 1
 
 
+def sha256_of(file: TargetFile) -> str:
+    """PeerError for a file that is signed without its SHA-256."""
+    digest = file.hashes.get("sha256", "")
+    if not _SHA256.fullmatch(digest):
+        raise PeerError(f"{printable(file.path)} is signed without a SHA-256; remove the change that brought it")
+    return digest
+
+
 def delegations_of(targets: Targets) -> dict[str, DelegatedRole]:
     return dict((targets.delegations.roles or {}) if targets.delegations else {})
 
@@ -67,7 +77,7 @@ def read_state(directory: Path) -> State:
     root = parse(files[f"{len(files)}.root.json"], Root, metadata / f"{len(files)}.root.json")
 
     def load(role: str, kind: type[Kind], delegator: Root | Targets, name: str) -> Metadata[Kind]:
-        data = _read(metadata / name)
+        data = read_metadata(metadata / name)
         parsed = parse(data, kind, metadata / name)
         _verified(lambda: delegator.verify_delegate(role, parsed.signed_bytes, parsed.signatures), metadata / name)
         files[name] = data
@@ -84,7 +94,7 @@ def read_state(directory: Path) -> State:
         if meta is None:  # it has signed nothing yet
             continue
         name = f"{meta.version}.{role}.json"
-        data = _read(metadata / name)
+        data = read_metadata(metadata / name)
         parsed = parse(data, Targets, metadata / name)
         files[name] = data
         if is_signed(parsed, role, targets.signed):
@@ -133,7 +143,7 @@ def _roots(metadata: Path) -> dict[str, bytes]:
     before: Root | None = None
     for version in range(1, newest + 1):
         name = f"{version}.root.json"
-        files[name] = _read(metadata / name)
+        files[name] = read_metadata(metadata / name)
         root = parse(files[name], Root, metadata / name)
         signed = root.signed.version == version and is_signed_root(root, before)
         if not signed:
@@ -152,7 +162,8 @@ def _verified(check: Callable[[], None], path: Path) -> None:
         ) from error
 
 
-def _read(path: Path) -> bytes:
+def read_metadata(path: Path) -> bytes:
+    """A file of metadata, no larger than a message may be. ConfigError where it cannot be read."""
     try:
         with open_plain(path) as file:
             data = file.read(MAX_METADATA_BYTES + 1)

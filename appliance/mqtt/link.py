@@ -38,6 +38,8 @@ MAX_INBOUND_BYTES = 64 << 10
 """A packet of the broker over this ends the connection before it is buffered."""
 MAX_INBOUND_MESSAGES = 16
 """Of the broker's, begun and not done with."""
+MAX_OUTBOUND_PACKETS = 4096
+"""That wait to be written. A broker that sends and does not read what it is answered is left."""
 MAX_TOPIC_BYTES = 1024
 """Of a message that comes, and of the topic that it asks to be answered on; what is longer is dropped."""
 MAX_CORRELATION_BYTES = 256
@@ -245,6 +247,9 @@ class Link(aiomqtt.Client):
         if len(self._client._in_messages) > MAX_INBOUND_MESSAGES:  # noqa: SLF001 - QoS 2: paho keeps any number
             self._end(PeerError(f"sent more than {MAX_INBOUND_MESSAGES} messages without finishing one"))
             raise ConnectionError("too many messages")
+        if len(self._client._out_packet) > MAX_OUTBOUND_PACKETS:  # noqa: SLF001 - each message it sends is acknowledged
+            self._end(PeerError("sends and does not read"))
+            raise ConnectionError("too many answers")
         return self._receive(bufsize)
 
     def _write(self) -> None:

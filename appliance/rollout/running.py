@@ -8,7 +8,7 @@ from appliance.backoff import Backoff
 from appliance.config import FleetConfig
 from appliance.deploy import events as ev
 from appliance.deploy.record import Record, Slot
-from appliance.deploy.watch import Failed, Passed, Sample, judge_canary, judge_service, since
+from appliance.deploy.watch import Failed, Pace, Passed, Sample, judge_canary, judge_service, since
 from appliance.errors import ApplianceError, ConfigError, DeviceError, PeerError
 from appliance.rollout.parts import Parts, in_thread
 from appliance.sandbox.spec import HandlerSpec
@@ -38,8 +38,11 @@ class Running:
         self._serves = Backoff(FIRST_SERVE, limit=LAST_SERVE)
         self._served: Slot | None = None
         self._tried: Slot | None = None
-        self._tried_at = 0.0
-        self._beside: Sample | None = None
+        self._up_at: float | None = None
+        self._ran_at = 0.0
+        """When the canary was seen to run first and last; at the beginning the latter is when it was started."""
+        self._up: tuple[Sample, Sample] | None = None
+        """How both were then: the canary, and what is in service."""
         self._trial: tuple[int, float] | None = None
         self.serve_at: float | None = None
         """When to try again to have in service what the record says; None: it is."""
@@ -56,12 +59,12 @@ class Running:
             spec = await self._load(slot)
             if spec is None:
                 return
-            self._beside = self._parts.serving.sample(self._name)
+            await self.end_trying()  # an operator may have the handler restarted, by a shadow, too
             await self._parts.serving.shadow(spec)
         except ApplianceError as error:
             self._happens(blamed(error))
         else:
-            self._tried, self._tried_at = slot, self._clock()
+            self._tried, self._ran_at, self._up_at, self._up = slot, self._clock(), None, None
 
     async def end_trying(self) -> None:
         self._tried = None
@@ -148,14 +151,25 @@ class Running:
         sample = self._parts.serving.sample(self._name, shadow=True)
         if self._tried is None or record.state != "canary" or sample is None:
             return
-        live = self._parts.serving.sample(self._name)
-        beside = since(live, self._beside) if live and self._beside else None
-        fleet = self._fleet
-        verdict = judge_canary(sample, now - self._tried_at, fleet.canary_frames, fleet.canary_seconds, live=beside)
+        elapsed, pace = self._since_up(sample, now)
+        verdict = judge_canary(sample, elapsed, self._fleet.canary_frames, self._fleet.canary_seconds, pace=pace)
         if isinstance(verdict, Passed):
             self._happens(ev.Passed())
         elif isinstance(verdict, Failed):
             self._happens(ev.Refused(verdict.reason))
+
+    def _since_up(self, canary: Sample, now: float) -> tuple[float, Pace | None]:
+        """Frames that come while it starts do not count, nor does the time. No pace where nothing is in service."""
+        if canary.state != "running":
+            return now - self._ran_at, None
+        self._ran_at = now
+        live = self._parts.serving.sample(self._name)
+        if self._up_at is None:
+            self._up_at, self._up = now, (canary, live) if live else None
+        elapsed = now - self._up_at
+        if live is None or self._up is None:
+            return elapsed, None
+        return elapsed, Pace(since(canary, self._up[0]), since(live, self._up[1]), elapsed)
 
 
 def blamed(error: ApplianceError) -> ev.Event:

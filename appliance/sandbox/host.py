@@ -83,7 +83,8 @@ class HandlerHost:
 
     ``on_finish`` is called on the loop, once for each job, and may submit the next. A defect of ours, there or
     here, ends the ``async with`` body with an exception. ``quarantined`` is the failure for which no worker may run
-    until :meth:`release`; ``state`` is the guest's keys and values to begin with.
+    until :meth:`release`; ``state`` is the guest's keys and values to begin with; ``measure`` has each
+    :class:`Finished` say how large the guest's memory is.
     """
 
     CAPACITY = 2
@@ -100,6 +101,7 @@ class HandlerHost:
         guest_models: GuestModelStore | None = None,
         quarantined: Failure | None = None,
         state: Mapping[str, bytes] | None = None,
+        measure: bool = False,
     ) -> None:
         self.spec = spec
         self._zygote = zygote
@@ -124,6 +126,7 @@ class HandlerHost:
         self._in_flight = 0
         self._refusing: Fault | None = None
         self._guest_state: Mapping[str, bytes] = state or {}
+        self._measure = measure
         self._faults: Counter[str] = Counter()
         self._last_failure = quarantined
         self._lockdown: Lockdown | None = None
@@ -310,6 +313,7 @@ class HandlerHost:
             files=dict(self.spec.files),
             command=self.spec.command,
             cpu_seconds=CPU_SECONDS,
+            measure=self._measure,
         )
         return setup, Rules(self.spec.limits.deadline_ms / 1000 + HARD_GRACE, frozenset(self.spec.emits), inputs)
 

@@ -113,6 +113,8 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     """How a program is called, where the convention is ``command``."""
     observes: list[int] = []
     """Tags of the frames that it is given."""
+    measure: bool = False
+    """Tell with each frame how large the guest's memory is: looking costs some bytes of the worker's own each time."""
 
 
 class Job(msgspec.Struct, frozen=True, tag="job"):
@@ -207,6 +209,8 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """Time in the guest itself, without waiting for the host."""
     gas: int = 0
     """Instructions of the guest, as far as they were counted."""
+    memory_bytes: int = 0
+    """Of the guest's memory now, where Setup asked for it."""
 
 
 class Log(msgspec.Struct, frozen=True, tag="log"):

@@ -103,7 +103,7 @@ class Services:
         self._clear(job)
         self._started_ns = perf_counter_ns()
 
-    def finish(self, gas: int = 0) -> Done:
+    def finish(self, gas: int = 0, memory_bytes: int = 0) -> Done:
         """The frame is handled with so much ``gas``, its changes of state final."""
         spent = perf_counter_ns() - self._started_ns - self._waited_ns
         for key, value in self._changes.items():
@@ -111,7 +111,7 @@ class Services:
                 self._state[key] = value
             else:
                 self._state.pop(key, None)
-        return Done(self._emits.frames, self._changes, max(0, spent) // 1000, gas)
+        return Done(self._emits.frames, self._changes, max(0, spent) // 1000, gas, memory_bytes)
 
     def _clear(self, job: Job | None) -> None:
         self._job = job

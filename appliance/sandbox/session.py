@@ -93,6 +93,8 @@ class Finished:
     """Time in the guest itself."""
     gas: int = 0
     """Instructions of the guest, as far as they were counted; 0 for a frame that failed."""
+    memory_bytes: int = 0
+    """Of the guest's memory afterwards, where that is measured."""
     decode_us: int = 0
     """Time in which pictures were decoded and resized for it."""
     invoke_us: int = 0
@@ -262,11 +264,12 @@ class Session:
             raise PeerError(f"an honest worker would not have passed this on: {error}") from error
         self.state = _changed(self.state, done.state)
         guest_us = min(max(0, done.guest_us), self._own_us(now))
-        finished = self._finish("ok", "", guest_us, now)
+        told = self._finish("ok", "", guest_us, now)
+        finished = replace(told, gas=max(0, done.gas), memory_bytes=max(0, done.memory_bytes))
         excess = self._budgets.emit(emits.frames, now)
         if excess:  # the worker has handled the frame and holds its new state: only what it emitted is withheld
-            return replace(finished, outcome="budget", message=excess, gas=max(0, done.gas))
-        return replace(finished, emits=tuple(emits.frames), gas=max(0, done.gas))
+            return replace(finished, outcome="budget", message=excess)
+        return replace(finished, emits=tuple(emits.frames))
 
     def _may_wish(self, wish: Wish) -> bool:
         """Models may be loaded before there is a frame."""

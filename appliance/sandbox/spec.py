@@ -146,7 +146,7 @@ def _model(
         )
     labels = _file(directory, use.labels, files.get(f"{use.name}.labels"))
     model = model_spec(path, digest_of(path), inference, unit_range=use.unit_range)
-    return HandlerModel(use.name, model, _labels(labels) if labels else (), use.fit, use.ahead)
+    return HandlerModel(use.name, model, read_labels(labels) if labels else (), use.fit, use.ahead)
 
 
 def model_spec(path: Path, digest: str, inference: InferenceConfig, *, unit_range: bool = False) -> ModelSpec:
@@ -171,7 +171,8 @@ def _file(directory: Path, own: str | None, chosen: str | None) -> Path | None:
     return own_file(directory, own) if own else None
 
 
-def _labels(path: Path) -> tuple[str, ...]:
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Labels line by line; HandlerError where the file is none of labels."""
     try:
         labels = _read(path, MAX_LABELS_BYTES).decode().splitlines()
     except UnicodeDecodeError as error:

@@ -118,6 +118,9 @@ class _Guest:
             self._allowance.learn(gas, process_time() - started)
         return gas
 
+    def memory_bytes(self) -> int:
+        return len(self._instance.memory())
+
 
 def _worn(services: Services, traps: int, cpu_seconds: int) -> bool:
     return services.host_calls > MAX_HOST_CALLS or traps >= MAX_TRAPS or process_time() > cpu_seconds * CPU_SHARE
@@ -126,7 +129,8 @@ def _worn(services: Services, traps: int, cpu_seconds: int) -> bool:
 def _handle(channel: BlockingChannel[ToWorker], services: Services, guest: _Guest, abi: Abi) -> bool:
     """Handle the current frame and answer for it; False where the guest trapped."""
     try:
-        channel.send(services.finish(guest.run(abi.handle)))
+        gas = guest.run(abi.handle)
+        channel.send(services.finish(gas, guest.memory_bytes() if services.setup.measure else 0))
     except GuestFailedError as error:
         message = str(error)[:MAX_TRAP_TEXT]
         channel.send(Trapped(error.kind, message, fatal=False, backtrace=list(error.backtrace)))

@@ -61,6 +61,7 @@ class MemoryStore:
 
     def check_room(self, bundle: VerifiedBundle) -> None:
         self._call("check_room")
+        self.objects.add(bundle.digest)  # it was verified, so its index is here
 
     def stage(self, bundle: VerifiedBundle) -> Path:
         self._call("stage")
@@ -256,8 +257,8 @@ class Box:
         self.store.slots.add(("parts", bundle.digest))
 
 
-def want(rollout: Rollout, version: str, *, downgrade: bool = False, **settings: str) -> None:
-    rollout.order(Wanted(slot(version, **settings), downgrade), bundle_of(version))
+def want(rollout: Rollout, version: str, **settings: str) -> None:
+    rollout.order(Wanted(slot(version, **settings)), bundle_of(version))
 
 
 async def deploy(rollout: Rollout, box: Box, version: str) -> None:

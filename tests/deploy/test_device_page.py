@@ -37,7 +37,8 @@ def test_every_state_is_there() -> None:
 def test_the_figures_are_those_of_the_code() -> None:
     for said in (
         f"- at {watch.MAX_FAULTS} faults",
-        f"`fleet.canary_seconds` and {watch.START_SECONDS:.0f} s more",
+        f"over {watch.PACE_SECONDS:.0f} s or more",
+        f"does not come up within {watch.START_SECONDS:.0f} s",
         f"nothing but errors for {watch.ENOUGH_OFFERED} frames",
         f"{watch.MAX_FAULTS} faults in a row bring the previous version back",
         f"more than {watch.MAX_FAULT_SHARE:.1%} of its frames".replace("%", " %"),

@@ -166,12 +166,8 @@ def test_the_old_version_wanted_again_ends_what_is_under_way(state: str) -> None
     assert done == (Save(), Abandon())
 
 
-def test_a_lower_version_has_to_be_meant() -> None:
-    record, done = step(ON_B, Wanted(A), NOW)
-    assert (record.state, record.active, record.bad) == ("refused", B, ())
-    assert "downgrade" in record.reason
-    assert done == (Save(),)
-    assert actions(record, Wanted(A, downgrade=True)) == (Save(), Abandon(), Fetch(A))
+def test_a_lower_version_is_as_good_as_a_higher_one() -> None:
+    assert actions(ON_B, Wanted(A)) == (Save(), Abandon(), Fetch(A))
 
 
 @pytest.mark.parametrize("state", ["admitting", "canary"])
@@ -264,7 +260,7 @@ def test_after_its_trial_it_is() -> None:
 
 
 def test_a_previous_version_that_was_through_its_trial_is_not_on_trial_again() -> None:
-    back = (Wanted(A, downgrade=True), Fetched(), Admitted(), Kept(), Passed())
+    back = (Wanted(A), Fetched(), Admitted(), Kept(), Passed())
     record = after(replace(ON_B, proven=True), *back)
     assert (record.active, record.previous, record.proven, record.trial) == (A, B, False, None)
     assert after(ON_B, *back).trial == Trial(since_ns=NOW)
@@ -472,9 +468,9 @@ class Device(RuleBasedStateMachine):
 
     # what happens
 
-    @rule(slot=st.sampled_from(SLOTS), downgrade=st.booleans(), cut=CUT)
-    def want(self, slot: Slot, downgrade: bool, cut: int | None) -> None:
-        self.feed(Wanted(slot, downgrade), cut)
+    @rule(slot=st.sampled_from(SLOTS), cut=CUT)
+    def want(self, slot: Slot, cut: int | None) -> None:
+        self.feed(Wanted(slot), cut)
 
     @rule(cut=CUT)
     def unwant(self, cut: int | None) -> None:
@@ -548,7 +544,7 @@ class Device(RuleBasedStateMachine):
     @rule(slot=st.sampled_from(SLOTS))
     def converge(self, slot: Slot) -> None:
         """Where nothing goes wrong, what is wanted runs, unless it is in quarantine."""
-        self.feed(Wanted(slot, downgrade=True))
+        self.feed(Wanted(slot))
         while self.work or self.tried:
             if self.work:
                 self.answer(None)

@@ -12,7 +12,6 @@ from appliance.deploy.record import (
     Trial,
     decode_record,
     encode_record,
-    is_lower,
     one_line,
     slot_of,
 )
@@ -93,35 +92,10 @@ def test_the_order_of_settings_is_no_change() -> None:
 
 
 def test_an_assignment_is_a_slot() -> None:
-    assignment = Assignment(version="1.0.0", digest=DIGEST, settings={"volume": "11"}, observes=(1, 2), downgrade=True)
+    assignment = Assignment(version="1.0.0", digest=DIGEST, settings={"volume": "11"}, observes=(1, 2))
     assert slot_of(assignment) == SLOT
 
 
 def test_reasons_fit_and_cannot_steer_a_terminal() -> None:
     assert one_line("a\x1b[31m\nb") == "a [31m b"
     assert len(one_line("x" * 10 * MAX_REASON)) == MAX_REASON
-
-
-VERSIONS = [
-    "0.9.10",
-    "1.0.0-alpha",
-    "1.0.0-alpha.1",
-    "1.0.0-alpha.beta",
-    "1.0.0-beta.2",
-    "1.0.0-beta.11",
-    "1.0.0",
-    "1.2.0",
-    "1.10.0",
-]
-
-
-@pytest.mark.parametrize("lower", range(len(VERSIONS)))
-@pytest.mark.parametrize("higher", range(len(VERSIONS)))
-def test_versions_have_the_order_of_semantic_versions(lower: int, higher: int) -> None:
-    assert is_lower(VERSIONS[lower], VERSIONS[higher]) == (lower < higher)
-
-
-def test_what_a_build_says_of_itself_is_no_order() -> None:
-    assert not is_lower("1.0.0+2", "1.0.0+10")
-    assert not is_lower("1.0.0+10", "1.0.0+2")
-    assert not is_lower("1.0.0+x-y", "1.0.0")

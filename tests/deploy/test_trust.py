@@ -67,8 +67,8 @@ def fleet() -> Fleet:
 
 
 @pytest.fixture
-def box(tmp_path: Path, fleet: Fleet) -> Box:
-    return Box(tmp_path, fleet)
+def box(quick: Path, fleet: Fleet) -> Box:
+    return Box(quick, fleet)
 
 
 def target(verified: Verified, path: str) -> SignedTarget:

@@ -11,7 +11,7 @@ from power_cuts import cuts, disk, unavailable
 
 from appliance.deploy.trust import Trust, TrustError
 
-STRIDE = 5
+STRIDE = 11
 
 
 class Story:

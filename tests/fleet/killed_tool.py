@@ -1,7 +1,8 @@
 """Runs a command on copies of a fleet's directory, killed at its first change of a file, at its second, and so on.
 
-``killed_tool.py FLEET WORK COMMAND…`` (``PLACE`` in it is the copy's path): afterwards ``WORK/1``, ``WORK/2`` … are what the killed tools left; the last one
-was not killed. A kill is an exit at an audit event: nothing of the tool's own runs any more.
+``killed_tool.py FLEET WORK COMMAND…``, where ``PLACE`` is the copy's path. Afterwards ``WORK/1``, ``WORK/2`` … are
+what the killed tools left; the last one was not killed. A kill is an exit at an audit event: nothing of the tool's own
+runs any more.
 """
 
 import os
@@ -38,7 +39,7 @@ def _run_killed_at(number: int, command: list[str]) -> None:
         cli(["fleet", *command], standalone_mode=False)
     except SystemExit as end:
         os._exit(int(end.code or 0))
-    except BaseException:  # the test sees it by the exit code
+    except BaseException:  # noqa: BLE001 - a child must not go on as its parent; the test sees the exit code
         os._exit(1)
     os._exit(0)
 

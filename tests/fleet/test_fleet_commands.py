@@ -4,7 +4,9 @@ import asyncio
 import json
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from signing_desk import PASSPHRASE, Desk, Device, handler, new_fleet
@@ -14,6 +16,7 @@ from appliance.deploy.desired import group_target
 from appliance.errors import ConfigError, HandlerError, PeerError
 from appliance.fleet.checks import check_module
 from appliance.fleet.draft import MAX_DEVELOPERS
+from appliance.fleet.keys import read_public
 
 ALL = ("--to", "all", "--no-send")
 
@@ -133,9 +136,7 @@ def test_a_downgrade_has_to_be_meant(desk: Desk, tmp_path: Path) -> None:
     assert "--downgrade" in desk.run("deploy", "motion@1.0.0", *ALL, code=2)
     assert deployed(desk) == "2.0.0"
     desk.run("deploy", "motion@1.0.0", *ALL, "--downgrade")
-    assignment = desk.fleet().desired("groups/all.json").handlers["motion"]
-    assert assignment is not None
-    assert assignment.downgrade, "devices refuse it otherwise"
+    assert deployed(desk) == "1.0.0"
 
 
 def test_a_dry_run_shows_and_changes_nothing(desk: Desk, tmp_path: Path) -> None:
@@ -206,8 +207,10 @@ def test_rollbacks_go_back_step_by_step_with_settings(desk: Desk, device: Device
     desk.run("rollback", "motion", *ALL)
     assignment = desk.fleet().desired("groups/all.json").handlers["motion"]
     assert assignment is not None
-    assert (assignment.version, assignment.settings, assignment.downgrade) == ("1.0.0", {"threshold": "0.1"}, True)
-    assert "nothing is known to have been before" in desk.run("rollback", "motion", *ALL, code=2)
+    assert (assignment.version, assignment.settings) == ("1.0.0", {"threshold": "0.1"})
+    desk.run("rollback", "motion", *ALL)
+    assert deployed(desk) is None
+    assert "has never had another motion" in desk.run("rollback", "motion", *ALL, code=2)
     device.accept_all(desk.fleet())
 
 
@@ -231,7 +234,7 @@ def test_prune_drops_what_nothing_desires(desk: Desk, device: Device, tmp_path: 
     assert len(names) == 7, "two bundles share their module; the desired document and the history"
     device.accept_all(desk.fleet())
     desk.run("rollback", "motion", *ALL)
-    assert "nothing is known" in desk.run("rollback", "motion", *ALL, code=2)
+    assert "has never had another" in desk.run("rollback", "motion", *ALL, code=2)
 
 
 def test_metadata_that_fits_no_message_is_refused_with_the_remedy(
@@ -518,7 +521,8 @@ def test_two_operators_sign_what_is_desired_where_the_threshold_is_two(
     assert "targets has 1 of 2 signatures" in said
     assert desk.fleet().targets() == ()
     assert "a change of targets waits for signatures" in desk.run("deploy", handler(tmp_path), *ALL, code=2)
-    desk.run("sign", "targets", "--yes", "--key", second)
+    said = desk.run("sign", "targets", "--yes", "--key", second)
+    assert "all: motion  nothing -> 1.0.0" in said, "who signs sees what"
     assert deployed(desk) == "1.0.0"
     device.accept_all(desk.fleet())
 
@@ -595,3 +599,106 @@ def test_content_that_somebody_changed_is_not_believed(desk: Desk, tmp_path: Pat
     fleet.content(assignment.digest).unlink()
     with pytest.raises(ConfigError, match="is missing"):
         desk.fleet().needed_content()
+
+
+def waiting_root(desk: Desk, change: Callable[[dict[str, Any]], None]) -> None:
+    """A change of root waits for a second signature, and somebody who can write in the repository has changed it."""
+    second = desk.key("root-b")
+    desk.run("key", "add", "root", second.with_suffix(".pub"), "--threshold", "2", "--no-send", code=3)
+    path = desk.directory / "metadata" / "pending" / "2.root.json"
+    document = json.loads(path.read_text())
+    change(document["signed"])
+    path.write_text(json.dumps(document))
+
+
+def test_nobody_signs_for_a_key_that_has_the_id_of_another(desk: Desk, tmp_path: Path) -> None:
+    stranger = read_public(desk.key("stranger")).keyval["public"]
+
+    def exchange(signed: dict[str, Any]) -> None:
+        signed["keys"][signed["roles"]["targets"]["keyids"][0]]["keyval"]["public"] = stranger
+
+    waiting_root(desk, exchange)
+    said = desk.run("sign", "root", "--yes", "--key", tmp_path / "root-b.pem", code=1)
+    assert "another key has the id" in said
+
+
+def test_nobody_signs_a_root_that_devices_cannot_use(desk: Desk, tmp_path: Path) -> None:
+    waiting_root(desk, lambda signed: signed.update(consistent_snapshot=False))
+    assert "consistent_snapshot" in desk.run("sign", "root", "--yes", "--key", tmp_path / "root-b.pem", code=1)
+
+
+def test_what_strangers_have_written_steers_no_terminal(desk: Desk, acme: Path, tmp_path: Path) -> None:
+    desk.run("publish", handler(tmp_path, "acme-count"), "--as", "acme", "--key", acme)
+    desk.run("key", "revoke", "acme", "--no-send")
+    desk.run("key", "delegate", "acme", "--prefix", "acme-", "--public", acme.with_suffix(".pub"), "--no-send")
+    desk.clone("clone").run("publish", handler(tmp_path, "acme-b"), "--as", "acme", "--key", acme, code=3)
+    source = next((tmp_path / "clone" / "metadata" / "pending").iterdir())
+    document = json.loads(source.read_text())
+    ((path, file),) = list(document["signed"]["targets"].items())[:1]
+    document["signed"]["targets"] = {
+        path: file,
+        "handlers/\x1b[2J/1.json": file,
+        "handlers/acme-x/1.json": {**file, "hashes": {}},
+    }
+    pending = desk.directory / "metadata" / "pending"
+    pending.mkdir(exist_ok=True)
+    (pending / source.name).write_text(json.dumps(document))
+    result = desk.result("sign", "acme", "--yes", "--key", acme)
+    assert result.exit_code == 1
+    assert "\x1b" not in result.output
+    (pending / "1.a b.json").write_text("{}")
+    (pending / source.name).unlink()
+    assert "is not the file of a role" in desk.run("sign", "acme", "--yes", "--key", acme, code=1)
+
+
+def test_the_list_of_keys_shows_developers(desk: Desk, acme: Path, tmp_path: Path) -> None:
+    assert "acme  1 key signs  has signed nothing that counts  handlers acme-" in desk.run("key", "list")
+    desk.run("publish", handler(tmp_path, "acme-count"), "--as", "acme", "--key", acme)
+    assert re.search(r"acme  1 key signs  until \d{4}-\d\d-\d\d  handlers acme-", desk.run("key", "list"))
+
+
+def test_who_signs_a_delegation_sees_it(desk: Desk, acme: Path) -> None:
+    second = desk.key("second")
+    desk.run("key", "add", "targets", second.with_suffix(".pub"), "--threshold", "2", "--no-send", "--key", second)
+    public = second.with_suffix(".pub")
+    desk.run("key", "delegate", "acme", "--prefix", "acme-", "--prefix", "a2-", "--public", public, "--no-send", code=3)
+    said = desk.run("sign", "targets", "--yes", "--key", second)
+    assert f"developer acme: handlers acme-, a2-, 1 key signs of {read_public(public).keyid[:12]}" in said
+
+
+def test_a_rollback_to_what_nobody_signs_any_more_is_refused(desk: Desk, acme: Path, tmp_path: Path) -> None:
+    for version in ("1.0.0", "2.0.0"):
+        desk.run("publish", handler(tmp_path, "acme-count", version), "--as", "acme", "--key", acme)
+        desk.run("deploy", "acme-count", *ALL)
+    desk.run("key", "revoke", "acme", "--no-send")
+    assert "is not signed any more" in desk.run("rollback", "acme-count", *ALL, code=2)
+    desk.run("undeploy", "acme-count", *ALL)
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path, quick_keys: None) -> None:
+    (tmp_path / "file").touch()
+    desk = Desk(tmp_path / "file" / "shops")
+    assert "cannot be made" in desk.run("init", desk.directory, "--name", "shops", code=1)
+
+
+def test_an_index_of_another_handler_is_not_believed(desk: Desk, tmp_path: Path) -> None:
+    desk.run("deploy", handler(tmp_path), *ALL)
+    fleet = desk.fleet()
+    assignment = fleet.desired("groups/all.json").handlers["motion"]
+    assert assignment is not None
+    with pytest.raises(PeerError, match=r"is the index of motion 1\.0\.0"):
+        fleet.bundle("other", assignment)
+
+
+def test_a_file_that_changes_while_it_is_published_is_noticed(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = handler(tmp_path)
+
+    async def change(_: Path) -> None:
+        with (directory / "handler.toml").open("a") as file:
+            file.write("# changed\n")
+
+    monkeypatch.setattr("appliance.fleet.checks.check_module", change)
+    assert "has changed while it was published" in desk.run("publish", directory, code=2)
+    assert list(desk.fleet().bundles()) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from assemblyscript import with_assemblyscript
 from guest_host import HANDLERS
 
 GuestModule = Callable[[str], bytes]
@@ -23,9 +24,12 @@ def guest_module(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
     """Builds a guest of the directory guests/; skips where its toolchain is missing."""
 
     def make(name: str) -> bytes:
+        source = Path(__file__).parent / "guests" / name
         module = tmp_path_factory.mktemp(name) / "handler.wasm"
+        if (source / "handler.ts").is_file():
+            source = with_assemblyscript(source, module.parent / "source")
         try:
-            build.build(Path(__file__).parent / "guests" / name, module)
+            build.build(source, module)
         except build.ToolchainMissingError as reason:
             pytest.skip(str(reason))
         return module.read_bytes()
@@ -33,7 +37,7 @@ def guest_module(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
     return functools.cache(make)
 
 
-@pytest.fixture(scope="session", params=["c", "rust"])
+@pytest.fixture(scope="session", params=["c", "rust", pytest.param("assemblyscript", marks=pytest.mark.slow)])
 def mirror(request: pytest.FixtureRequest, guest_module: GuestModule) -> bytes:
     """A guest that reads its payload with the SDK's CBOR reader and emits it again with the SDK's writer."""
     return guest_module(f"mirror_{request.param}")

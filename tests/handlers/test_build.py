@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 from guest_host import HANDLERS
 
+from appliance.author import compilers
+
 
 def compile_in(build: ModuleType, directory: Path, module: Path) -> bytes:
     try:
@@ -38,10 +40,11 @@ def test_the_committed_module_is_what_the_source_makes(build: ModuleType, handle
     assert made == (handler / "handler.wasm").read_bytes(), "run `python handlers/build.py` and commit the module"
 
 
-def test_the_toolchain_is_the_one_that_is_installed_for_development(build: ModuleType) -> None:
+def test_the_toolchain_is_the_one_that_is_installed_for_authors_and_development() -> None:
     setup = configparser.ConfigParser()
     setup.read(HANDLERS.parent / "setup.cfg")
-    assert f"ziglang =={build.ZIG_VERSION}" in setup["options.extras_require"]["dev"].splitlines()
+    for extra in ("author", "dev"):
+        assert f"ziglang =={compilers.ZIG_VERSION}" in setup["options.extras_require"][extra].splitlines()
 
 
 def test_check_tells_a_module_that_differs_and_leaves_it(copied: Path) -> None:
@@ -71,6 +74,15 @@ def test_a_source_that_does_not_compile_says_why_and_keeps_the_module(copied: Pa
     assert (copied / "handler.wasm").read_bytes() == committed
 
 
+def test_a_warning_is_an_error_here(copied: Path) -> None:
+    with (copied / "handler.c").open("a") as source:
+        source.write("static int never_used;\n")
+    done = run(str(copied))
+    assert done.returncode == 1
+    assert "builds with warnings" in done.stderr
+    assert "never_used" in done.stderr
+
+
 def test_an_unknown_handler_is_named(build: ModuleType) -> None:
     done = run("no-such-handler")
     assert done.returncode == 2
@@ -78,15 +90,15 @@ def test_an_unknown_handler_is_named(build: ModuleType) -> None:
 
 
 def test_a_handler_without_a_source_is_an_error(build: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(build.BuildError, match=r"neither handler\.c nor handler\.rs"):
+    with pytest.raises(build.BuildError, match=r"none of handler\.c, handler\.rs, handler\.ts is there"):
         build.build(tmp_path, tmp_path / "made.wasm")
 
 
 def test_a_missing_toolchain_names_what_to_install(
     build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(build, "ZIG_VERSION", "0.0.0")
-    monkeypatch.setattr(build, "RUSTC", tmp_path / "rustc")
+    monkeypatch.setattr(compilers, "ZIG_VERSION", "0.0.0")
+    monkeypatch.setattr(compilers, "DEBIAN_RUSTC", tmp_path / "rustc")
     with pytest.raises(build.ToolchainMissingError, match=r"pip install ziglang==0\.0\.0"):
         build.build(HANDLERS / "parts", tmp_path / "made.wasm")
     with pytest.raises(build.ToolchainMissingError, match="apt-get install rustc"):

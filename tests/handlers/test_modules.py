@@ -8,6 +8,7 @@ import pytest
 import wasmtime
 from guest_host import HANDLERS
 
+from appliance.author.compilers import SDK
 from appliance.manifest import MAX_MODULE_BYTES, load_manifest
 from appliance.sandbox.abi.signatures import SIGNATURES
 
@@ -90,7 +91,7 @@ def test_settings_of_manifests_are_those_the_code_asks_for(handler: Path) -> Non
 
 
 def test_the_c_header_declares_the_documented_functions() -> None:
-    header = (HANDLERS / "sdk" / "c" / "appliance.h").read_text("utf-8")
+    header = (SDK / "c" / "appliance.h").read_text("utf-8")
     kinds = {"int32_t": "i32", "int64_t": "i64"}
     found = re.findall(r"APPLIANCE_IMPORT\((\w+)\) (\w+) appliance_(\w+)\(([^)]*)\);", header)
     assert all(imported == declared for imported, _, declared, _ in found)
@@ -100,9 +101,17 @@ def test_the_c_header_declares_the_documented_functions() -> None:
 
 
 def test_the_rust_crate_declares_the_documented_functions() -> None:
-    source = (HANDLERS / "sdk" / "rust" / "src" / "abi.rs").read_text("utf-8")
+    source = (SDK / "rust" / "src" / "abi.rs").read_text("utf-8")
     found = re.findall(r"pub fn (\w+)\(([^)]*)\) -> (\w+);", source)
     declared = {name: (("i32",) * text.count(":"), (result,)) for name, text, result in found}
+    assert declared == documented()
+
+
+def test_the_assemblyscript_sdk_declares_the_documented_functions() -> None:
+    source = (SDK / "assemblyscript" / "abi.ts").read_text("utf-8")
+    found = re.findall(r'@external\("appliance", "(\w+)"\)\nexport declare function (\w+)\(([^)]*)\): (\w+);', source)
+    assert all(imported == declared for imported, declared, _, _ in found)
+    declared = {name: (("i32",) * text.count(":"), (result,)) for _, name, text, result in found}
     assert declared == documented()
 
 

@@ -15,6 +15,7 @@ from scripted_broker import CONNACK, PUBACK, fake_broker, publish, read_packet
 from appliance.backoff import Backoff
 from appliance.config import MqttConfig
 from appliance.control import MAX_QUEUED, Control
+from appliance.mqtt.client import Connection
 from appliance.mqtt.link import Message, Received
 
 PUBLISH = 0x30
@@ -35,6 +36,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def connected(control: Control) -> None:
+    """It connects when there is something to say, and not before."""
+    control.say(Message("hello", b"", qos=0))
+    await until(lambda: control.connection.connected)
+
+
 async def test_listeners_hear_what_their_filters_match_once_each(broker: Mosquitto) -> None:
     one: list[Received] = []
     other: list[Received] = []
@@ -42,7 +49,7 @@ async def test_listeners_hear_what_their_filters_match_once_each(broker: Mosquit
     control = control_of(broker)
     control.listen(["fleet/+/meta", "fleet/#"], hear_one)
     async with control:
-        await until(lambda: control.connection.connected)
+        await connected(control)
         control.listen(["fleet/a/meta", "$SYS/nothing"], hear_other)
         control.listen(["end"], hear_one)
         for topic in ("fleet/a/meta", "fleet/a/chunk", "elsewhere", "end"):
@@ -55,7 +62,7 @@ async def test_listeners_hear_what_their_filters_match_once_each(broker: Mosquit
 async def test_what_is_ignored_is_heard_no_more(broker: Mosquitto) -> None:
     heard: list[str] = []
     async with control_of(broker) as control:
-        await until(lambda: control.connection.connected)
+        await connected(control)
         control.listen(["a", "b", "c"], lambda message: heard.append(message.topic))
         control.ignore(["a", "unknown"])
         control.listen(["b"], lambda message: heard.append(f"new {message.topic}"))
@@ -81,7 +88,7 @@ async def test_pieces_of_files_come_and_go_by_the_thousand(broker: Mosquitto) ->
         for number in range(pieces):
             await operator.publish(f"chunk/{number}", str(number).encode(), retain=True)
     async with control_of(broker) as control:
-        await until(lambda: control.connection.connected)
+        await connected(control)
         control.listen([f"chunk/{n}" for n in range(8)], have)
         await until(lambda: len(heard) == pieces)
         assert heard == {f"chunk/{n}": str(n).encode() for n in range(pieces)}
@@ -140,7 +147,7 @@ async def test_what_may_wait_is_bounded_and_the_rest_counted(
 async def test_what_is_larger_than_the_broker_takes_is_dropped(tmp_path: Path, mosquitto_binary: str) -> None:
     with Mosquitto(tmp_path, "allow_anonymous true", "max_packet_size 2000") as broker:
         async with control_of(broker) as control:
-            await until(lambda: control.connection.connected)
+            await connected(control)
             assert control.max_message == 2000
             control.send(Message("a", bytes(3000)))
             assert not control.say(Message("a", bytes(3000), qos=0))
@@ -167,7 +174,7 @@ async def test_a_message_that_the_broker_refuses_does_not_cost_the_connection(ca
     heard: list[bytes] = []
     async with fake_broker([refuse_some]) as endpoint, control_at(f"mqtt://{endpoint}") as control:
         control.listen(["allowed"], lambda message: heard.append(message.payload))
-        await until(lambda: control.connection.connected)
+        await connected(control)
         for topic in ("forbidden", "forbidden", "allowed"):
             control.send(Message(topic, b"x"))
         await until(lambda: heard == [b"taken"])
@@ -188,6 +195,7 @@ async def test_what_a_listener_raises_ends_the_body(broker: Mosquitto) -> None:
     control.send(Message("a", b"x"))
     with pytest.raises(ExceptionGroup) as raised:
         async with asyncio.timeout(PATIENCE), control:
+            await connected(control)
             await asyncio.Event().wait()
     assert raised.group_contains(ZeroDivisionError)
 
@@ -197,8 +205,15 @@ async def test_what_a_call_at_the_connection_raises_ends_the_body(broker: Mosqui
     control.on_connected(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
     with pytest.raises(ExceptionGroup) as raised:
         async with asyncio.timeout(PATIENCE), control:
+            await connected(control)
             await asyncio.Event().wait()
     assert raised.group_contains(ZeroDivisionError)
+
+
+async def test_nobody_connects_for_nothing(broker: Mosquitto, tmp_path: Path) -> None:
+    async with control_of(broker) as control, publisher(broker.url, tmp_path / "spool") as results:
+        await until(lambda: results.stats.connection.connected)
+        assert control.connection == Connection()
 
 
 async def test_an_error_of_the_body_leaves_it_as_it_is(broker: Mosquitto) -> None:
@@ -211,7 +226,8 @@ async def test_results_and_control_are_two_connections_that_leave_each_other_alo
     broker: Mosquitto, tmp_path: Path
 ) -> None:
     async with publisher(broker.url, tmp_path / "spool") as results, control_of(broker) as control:
-        await until(lambda: control.connection.connected and results.stats.connection.connected)
+        await connected(control)
+        await until(lambda: results.stats.connection.connected)
         assert await results.drained(PATIENCE)
         heard: list[Received] = []
         control.listen([results.topics.status], heard.append)

@@ -149,10 +149,19 @@ async def test_answers_say_what_was_done_or_what_is_wrong(box: Box, broker: Mosq
 
 
 async def test_what_the_configuration_does_not_list_is_not_done(box: Box, broker: Mosquitto) -> None:
-    box.remote.commands = frozenset({"log"})
+    box.remote.allow(["log"])
     assert "mqtt.commands" in (await ask(broker, "reload", {}))["error"]
     assert "mqtt.commands" in (await ask(broker, "shutdown", {}))["error"]
     assert box.changes.calls == []
+
+
+async def test_where_nothing_is_allowed_nothing_is_heard(box: Box, broker: Mosquitto) -> None:
+    box.remote.allow([])
+    assert box.control._listeners == {}
+    await tell(broker, "reload", b"{}", ResponseTopic=f"{TOPICS.root}/response/x")
+    box.remote.allow(["restart"])
+    assert (await ask(broker, "restart", {"handler": "parts"}))["ok"]
+    assert box.changes.calls == ["restart parts"]
 
 
 async def test_a_retained_request_is_not_carried_out_now_nor_at_the_next_connection(
@@ -172,6 +181,7 @@ async def test_nobody_makes_the_device_speak_elsewhere(box: Box, broker: Mosquit
             await tell(broker, "reload", b"{}", ResponseTopic=topic)
         await tell(broker, "reload", b"{}")
         assert (await ask(broker, "restart", {"handler": "parts"}))["ok"]
+        await subscriber.until(lambda: any("/response/" in message.topic for message in subscriber.received))
         said = {message.topic for message in subscriber.received if "/command/" not in message.topic}
         assert len(said) == 1
         assert said.pop().startswith(f"{TOPICS.root}/response/me/")
@@ -275,14 +285,15 @@ async def test_a_defect_ends_the_body(broker: Mosquitto, monkeypatch: pytest.Mon
 
     async def until_broken() -> None:
         async with box.control, box.remote:
-            while not box.control.connection.connected:
-                await asyncio.sleep(0.01)
-            await tell(broker, "restart", b'{"handler":"parts"}', ResponseTopic=f"{TOPICS.root}/response/x")
             await asyncio.Event().wait()
 
+    body = asyncio.create_task(until_broken())
+    while not box.control.connection.connected:
+        await asyncio.sleep(0.01)
+    await tell(broker, "restart", b'{"handler":"parts"}', ResponseTopic=f"{TOPICS.root}/response/x")
     with pytest.raises(ExceptionGroup) as raised:
         async with asyncio.timeout(PATIENCE):
-            await until_broken()
+            await body
     assert raised.group_contains(ZeroDivisionError)
 
 

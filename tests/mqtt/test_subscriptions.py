@@ -25,6 +25,7 @@ from appliance.mqtt.link import (
     MAX_CORRELATION_BYTES,
     MAX_INBOUND_BYTES,
     MAX_INBOUND_MESSAGES,
+    MAX_OUTBOUND_PACKETS,
     MAX_TOPIC_BYTES,
     Message,
     Received,
@@ -297,6 +298,24 @@ async def test_messages_that_are_begun_and_never_finished_are_bounded() -> None:
     async with fake_broker([says(CONNACK + begun)]) as endpoint, running(endpoint, listener) as client:
         await error_with(client, f"more than {MAX_INBOUND_MESSAGES} messages")
         assert listener.messages == []
+
+
+async def test_a_broker_that_sends_and_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    flood = b"".join(publish(b"t", qos=1, number=number % 60_000 + 1) for number in range(2 * MAX_OUTBOUND_PACKETS))
+    listener = Listener()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CONNACK)
+        await listener.until(lambda: listener.events == ["connected"])
+        assert client._link is not None
+        # as if the socket's buffer were full: filling a real one takes half a million acknowledgements
+        monkeypatch.setattr(client._link._client, "loop_write", lambda: 0)
+        writer.write(flood)
+        while await reader.read(1000):
+            pass
+
+    async with fake_broker([converse]) as endpoint, running(endpoint, listener, 60) as client:
+        await error_with(client, "sends and does not read")
 
 
 async def test_what_a_receiver_raises_ends_the_client_with_it(broker: Mosquitto) -> None:

@@ -8,6 +8,7 @@ import pytest
 from rollout_doubles import BAD, FLEET, FULL, GOOD, QUIET, Box, bundle_of, deploy, slot, until, want
 
 from appliance.config import FleetConfig
+from appliance.deploy import watch
 from appliance.deploy.events import Blocked, Unwanted
 from appliance.deploy.machine import TRIAL_BOOTS
 from appliance.errors import ConfigError, DeviceError, HandlerError, ModelError, PeerError
@@ -172,13 +173,14 @@ async def test_a_canary_that_fails_is_refused_and_what_runs_goes_on(box: Box) ->
         assert box.serving.done[-1] == ("unshadow", "1.1.0")
 
 
-async def test_a_canary_that_is_much_slower_is_refused(box: Box) -> None:
+async def test_a_canary_that_is_much_slower_is_refused(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "PACE_SECONDS", 0.0)
     async with box.rollout() as rollout:
         await deploy(rollout, box, "1.0.0")
         box.serving.samples["1.0.0"] = replace(QUIET, handled=1000, offered=1000)
         box.serving.samples["1.1.0"] = QUIET
         want(rollout, "1.1.0")
-        await until(lambda: box.serving.shadows and rollout._running._tried)
+        await until(lambda: rollout._running._up)
         box.serving.samples["1.0.0"] = replace(QUIET, handled=1100, offered=1100)
         box.serving.samples["1.1.0"] = replace(QUIET, handled=5, offered=100, dropped=95)
         await until(lambda: box.last.state == "refused")
@@ -288,14 +290,11 @@ async def test_a_newer_order_ends_the_one_under_way(box: Box, stage: str, monkey
         assert not box.serving.shadows
 
 
-async def test_a_lower_version_has_to_be_meant(box: Box) -> None:
+async def test_a_lower_version_is_tried_as_a_higher_one_is(box: Box) -> None:
     async with box.rollout() as rollout:
         await deploy(rollout, box, "1.1.0")
-        want(rollout, "1.0.0")
-        await until(lambda: box.last.state == "refused")
-        assert "downgrade" in box.last.reason
         box.serving.samples["1.0.0"] = GOOD
-        want(rollout, "1.0.0", downgrade=True)
+        want(rollout, "1.0.0")
         await until(lambda: box.serving.live["parts"].version == "1.0.0")
 
 
@@ -495,4 +494,37 @@ async def test_wherever_it_ends_it_goes_on_from_there(box: Box, turns: int) -> N
         assert box.serving.live["parts"].version in ("1.0.0", "1.1.0")
         await deploy(rollout, box, "1.1.0")
         assert rollout.record.previous == slot("1.0.0")
+        assert rollout.record.bad == ()
+
+
+async def test_a_canary_that_takes_its_time_to_start_is_tried_from_then_on(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.fleet = msgspec.structs.replace(FLEET, canary_seconds=0.05)
+    async with box.rollout() as rollout:
+        await deploy(rollout, box, "1.0.0")
+        box.serving.samples["1.1.0"] = replace(QUIET, state="starting")
+        want(rollout, "1.1.0")
+        await until(lambda: box.serving.shadows)
+        began = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > began + 0.06)
+        assert rollout.record.state == "canary"
+        box.serving.samples["1.1.0"] = QUIET
+        await until(lambda: rollout.record.active == slot("1.1.0"))
+        want(rollout, "1.2.0")
+        box.serving.samples["1.2.0"] = replace(QUIET, state="backoff")
+        monkeypatch.setattr(watch, "START_SECONDS", 0.01)
+        await until(lambda: rollout.record.state == "refused")
+
+
+async def test_a_canary_takes_the_place_of_a_restart_that_is_under_way(box: Box) -> None:
+    async with box.rollout() as rollout:
+        await deploy(rollout, box, "1.0.0")
+        box.downloads.gate.clear()
+        want(rollout, "1.1.0")
+        await until(lambda: rollout.record.state == "fetching")
+        await box.serving.shadow(box.serving.live["parts"])
+        box.downloads.gate.set()
+        await until(lambda: rollout.record.state == "canary")
+        await until(lambda: box.serving.shadows["parts"].version == "1.1.0")
         assert rollout.record.bad == ()

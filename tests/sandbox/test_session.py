@@ -68,6 +68,16 @@ def test_a_frame_is_handled() -> None:
     assert session.deadline is None
 
 
+def test_gas_and_memory_are_passed_on_and_never_below_zero() -> None:
+    session = started(job(1), job(2))
+    finished = session.receive(Done([], {}, 40, gas=7, memory_bytes=65_536), 0.1)
+    assert isinstance(finished, Finished)
+    assert (finished.gas, finished.memory_bytes) == (7, 65_536)
+    finished = session.receive(Done([], {}, 40, gas=-7, memory_bytes=-1), 0.1)
+    assert isinstance(finished, Finished)
+    assert (finished.gas, finished.memory_bytes) == (0, 0)
+
+
 def test_the_next_frame_begins_when_the_one_before_ends() -> None:
     session = started(one := job(1), two := job(2))
     assert session.deadline == DEADLINE

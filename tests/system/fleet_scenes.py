@@ -45,7 +45,7 @@ def module(says: str, evil: str = GOOD) -> bytes:
 
 @dataclass(frozen=True)
 class Operator:
-    """The commands of ``appliance fleet``, as somebody at a desk runs them. They run loops of their own: in a thread."""
+    """The commands of ``appliance fleet``, as somebody at a desk runs them. They have loops of their own."""
 
     desk: Desk
     work: Path

@@ -1,6 +1,7 @@
 """An operator, two boxes and a broker, nothing replaced: deployments from the command to the frames."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,10 @@ async def test_two_boxes_follow_the_operator_and_a_third_catches_up(
 
         async with boxes(config("late")) as late:  # it was off during all of it
             await late.until_runs("acme", "1.0.0")
-        await operator("undeploy", "acme", *ALL)
+        assert "late  silent" in await operator("undeploy", "acme", *ALL, code=4)  # it is off again
         await gate.until(lambda: not gate.report("acme") and "acme" not in gate.appliance.serving.live)
         status = json.loads(await operator("status", "--json"))
-        assert {row["device"] for row in status["devices"]} >= {"gate", "till", "late"}
+        assert {row["device"] for row in status} >= {"gate", "till", "late"}
         for box in (gate, till):
             assert box.appliance.processes()["worker/motion"] == workers[box.name]
             assert box.state("handler/motion")["faults"] == {}
@@ -128,3 +129,22 @@ async def test_keys_are_rotated_and_boxes_follow(boxes: Start, operator: Operato
         assert gate.report()["metadata"]["root"] == 5
     async with boxes(box_config("late", broker.url, operator)) as late:  # it was given the first root
         await late.until_runs("acme", "1.1.0")
+
+
+async def test_expired_metadata_starts_nothing_new_and_stops_nothing(
+    boxes: Start, operator: Operator, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with boxes(box_config("gate", broker.url, operator)) as gate:
+        await operator("deploy", operator.bundle("acme", "1.0.0"), *ALL)
+        await gate.until(lambda: gate.report().get("state") == "current")
+        with monkeypatch.context() as long_ago:
+            long_ago.setattr("appliance.cli.fleet_desired.utc_now", lambda: datetime.now(UTC) - timedelta(days=31))
+            await operator("deploy", operator.bundle("acme", "1.1.0"), *ALL, "--no-wait")
+        await gate.until(lambda: gate.report().get("state") == "stale")
+        before = len(gate.of("acme"))
+        await gate.until(lambda: len(gate.of("acme")) > before + 30)
+        assert gate.says("acme") == "1.0.0"
+        assert "stale" in await operator("status")
+        await operator("refresh")
+        await gate.until_runs("acme", "1.1.0")
+        await gate.until(lambda: gate.report().get("state") == "current")

@@ -1,4 +1,4 @@
-"""The native ABI, version 1: the functions of ``handlers/sdk/c/appliance.h``. ``docs/handler-abi.md`` is of record.
+"""The native ABI, version 1, as ``author/sdk/c/appliance.h`` has it. ``docs/handler-abi.md`` is the text of record.
 
 Here pointers become bytes and back; :class:`appliance.sandbox.abi.guest.Guest` checks them.
 """

@@ -26,7 +26,7 @@ NATIVE: Mapping[str, str] = {
     "state_get": "i(iiii)",
     "state_set": "i(iiii)",
 }
-"""``handlers/sdk/c/appliance.h``."""
+"""``appliance/author/sdk/c/appliance.h``."""
 
 WASI_EPHEMERAL_NN: Mapping[str, str] = {
     "load": "i(iiiii)",

@@ -8,8 +8,10 @@ from appliance.deploy.watch import (
     ENOUGH_OFFERED,
     MAX_FAULT_SHARE,
     MAX_FAULTS,
+    PACE_SECONDS,
     START_SECONDS,
     Failed,
+    Pace,
     Passed,
     Sample,
     judge_canary,
@@ -22,7 +24,8 @@ NOTHING = Sample(state="running", handled=0, faults=0, deadlines=0, in_a_row=0, 
 
 
 def canary(elapsed: float = 1.0, live: Sample | None = None, **seen: object) -> Passed | Failed | None:
-    return judge_canary(replace(NOTHING, **seen), elapsed, FRAMES, SECONDS, live=live)
+    sample = replace(NOTHING, **seen)
+    return judge_canary(sample, elapsed, FRAMES, SECONDS, pace=Pace(sample, live, PACE_SECONDS) if live else None)
 
 
 def test_a_canary_passes_with_enough_good_frames() -> None:
@@ -51,8 +54,8 @@ def test_one_that_no_worker_runs_for_fails_at_once(state: str) -> None:
 
 @pytest.mark.parametrize("state", ["starting", "backoff"])
 def test_one_that_does_not_come_up_is_waited_for_and_then_fails(state: str) -> None:
-    assert canary(SECONDS + START_SECONDS - 1, state=state) is None
-    assert isinstance(canary(SECONDS + START_SECONDS, state=state), Failed)
+    assert canary(START_SECONDS - 1, state=state) is None
+    assert isinstance(canary(START_SECONDS, state=state), Failed)
 
 
 def test_one_that_returns_an_error_for_every_frame_fails_in_the_end() -> None:
@@ -71,6 +74,19 @@ def test_one_that_drops_far_more_than_the_live_one_fails() -> None:
     assert canary(live=live, dropped=81, **seen) == Failed(
         "it keeps up with 19% of its frames, the version in service with 80%"
     )
+
+
+def test_what_it_dropped_before_it_was_up_says_nothing() -> None:
+    sample = replace(NOTHING, offered=10_000, dropped=9_900, handled=FRAMES)
+    live = replace(NOTHING, offered=100, handled=100)
+    pace = Pace(replace(NOTHING, offered=100, handled=FRAMES, dropped=60), live, PACE_SECONDS)
+    assert judge_canary(sample, 1.0, FRAMES, SECONDS, pace=pace) == Passed()
+
+
+def test_a_moment_is_not_compared() -> None:
+    sample, live = replace(NOTHING, offered=100, dropped=99), replace(NOTHING, offered=100, handled=100)
+    assert judge_canary(sample, 1.0, FRAMES, SECONDS, pace=Pace(sample, live, PACE_SECONDS - 0.1)) is None
+    assert isinstance(judge_canary(sample, 1.0, FRAMES, SECONDS, pace=Pace(sample, live, PACE_SECONDS)), Failed)
 
 
 def test_a_live_one_that_drops_as_much_is_no_reason() -> None:
