@@ -21,6 +21,8 @@ FIRST = {"detector": "1.0.0"}
 SECOND = {"detector": "1.1.0"}
 BIG = random.Random(4).randbytes(3500)
 """A module that says so much comes in four chunks."""
+THOUSANDS = 200.0
+"""Seconds that thousands of flips may take."""
 MEND = ["silently", "with a new connection"]
 
 
@@ -79,7 +81,7 @@ async def _flipped_file(scene: HostileScene, file: str, step: int) -> None:
         data = scene.fleet.files[scene.digest(file)]
         scene.broker.flips[topic] = flips(data, step)
         scene.send()
-        await scene.until(lambda: topic not in scene.broker.flips)
+        await scene.until(lambda: topic not in scene.broker.flips, THOUSANDS)
         assert scene.broker.asked[topic] >= len(data) // step
         assert len(scene.serving.ran) <= 1 or scene.converged
         await converges(scene, "silently")
@@ -115,7 +117,7 @@ async def _flipped_metadata(scene: HostileScene, role: str, step: int) -> None:
             shown = itertools.count(done)
             scene.broker.flips[topic] = (flipped for flipped in left if next(shown) >= 0)
             scene.send()
-            await scene.until(lambda topic=topic: topic not in scene.broker.flips or scene.converged)
+            await scene.until(lambda topic=topic: topic not in scene.broker.flips or scene.converged, THOUSANDS)
             scene.check()
             done, more = next(shown), topic in scene.broker.flips
             scene.broker.flips.clear()

@@ -293,8 +293,8 @@ class HostileScene:
             and all(each.state == "active" for each in reports.values())
         )
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE):
+    async def until(self, condition: Callable[[], object], patience: float = PATIENCE) -> None:
+        async with asyncio.timeout(patience):
             while not condition():
                 await asyncio.sleep(QUICK)
 
@@ -316,18 +316,22 @@ class HostileScene:
         self._check_memory()
 
     def _check_store(self) -> None:
+        """What is removed meanwhile is not looked at."""
         signed = self._named_by_the_operator()
         directory = self.path / "deploy"
         for file in (directory / "objects").iterdir():
+            with gone(file):
+                assert digest_of(file.read_bytes()) == file.name
             assert file.name in signed
-            assert digest_of(file.read_bytes()) == file.name
         for slot in (directory / "slots").glob("*/*"):
-            index = (slot / INDEX_FILE).read_bytes()
-            assert slot.name == digest_of(index) in signed
-            bundle = decode_bundle(index)
-            assert bundle.name == slot.parent.name
-            for file_name, entry in bundle.files.items():
-                assert digest_of((slot / file_name).read_bytes()) == entry.sha256
+            with gone(slot):
+                index = (slot / INDEX_FILE).read_bytes()
+                assert slot.name == digest_of(index)
+                bundle = decode_bundle(index)
+                assert bundle.name == slot.parent.name
+                for file_name, entry in bundle.files.items():
+                    assert digest_of((slot / file_name).read_bytes()) == entry.sha256
+            assert slot.name in signed
         for file in (directory / "incoming").iterdir():
             assert file.name.partition(".")[0] in signed
 
@@ -356,6 +360,15 @@ class HostileScene:
         assert max(map(len, held.values()), default=0) <= MAX_METADATA_BYTES
         assert self.broker.most <= 1 + AT_A_TIME * WINDOW
         assert set(self.deployer._rollouts) <= {name for name, _, _ in self.signed}
+
+
+@contextmanager
+def gone(path: Path) -> Iterator[None]:
+    """What is not found was removed, as a whole."""
+    try:
+        yield
+    except FileNotFoundError:
+        assert not path.exists()
 
 
 async def _admitted(_spec: HandlerSpec) -> None:
