@@ -251,6 +251,8 @@ class Rollout:
             if await in_thread(store.slot, self.name, slot.digest) is not None:
                 return ev.Fetched()
             await in_thread(store.check_room, bundle)
+            if not await in_thread(store.has, bundle.digest):  # it was here, and is gone or was damaged
+                await self._parts.downloads.fetch(bundle.digest, bundle.index_bytes, lambda _: None)
             here = 0
             for file in bundle.bundle.files.values():
 
