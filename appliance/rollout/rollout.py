@@ -86,6 +86,12 @@ class Rollout:
         self._order, self._ordered = None, False
         self._happens(ev.Stale(reason))
 
+    def try_again(self) -> None:
+        """What waits to be tried again need not wait any longer; if it fails, the next wait is as long as ever."""
+        if self._retry_at is not None:
+            self._retry_at = self._clock()
+            self._wake.set()
+
     @property
     def used(self) -> frozenset[tuple[str, str]]:
         """(name, digest) of slots that must stay."""
@@ -245,6 +251,8 @@ class Rollout:
             if await in_thread(store.slot, self.name, slot.digest) is not None:
                 return ev.Fetched()
             await in_thread(store.check_room, bundle)
+            if not await in_thread(store.has, bundle.digest):  # it was here, and is gone or was damaged
+                await self._parts.downloads.fetch(bundle.digest, bundle.index_bytes, lambda _: None)
             here = 0
             for file in bundle.bundle.files.values():
 

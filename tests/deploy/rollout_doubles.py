@@ -32,7 +32,7 @@ def bundle_of(version: str, name: str = "parts") -> VerifiedBundle:
     """Two files, of which all versions share one."""
     digest = hashlib.sha256(f"{name} {version}".encode()).hexdigest()
     files = {"handler.toml": BundleFile(digest[::-1], 100), "model.tflite": BundleFile("f" * 64, 900)}
-    return VerifiedBundle(Bundle(name=name, version=version, files=files), digest)
+    return VerifiedBundle(Bundle(name=name, version=version, files=files), digest, 300)
 
 
 def slot(version: str, name: str = "parts", **settings: str) -> Slot:
@@ -61,6 +61,7 @@ class MemoryStore:
 
     def check_room(self, bundle: VerifiedBundle) -> None:
         self._call("check_room")
+        self.objects.add(bundle.digest)  # it was verified, so its index is here
 
     def stage(self, bundle: VerifiedBundle) -> Path:
         self._call("stage")
