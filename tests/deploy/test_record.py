@@ -1,9 +1,13 @@
+from typing import get_args
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.deploy import events as ev
 from appliance.deploy.desired import MAX_DESIRED_BYTES, Assignment
+from appliance.deploy.machine import step
 from appliance.deploy.record import (
     MAX_BAD,
     MAX_RECORD_BYTES,
@@ -16,7 +20,7 @@ from appliance.deploy.record import (
     one_line,
     slot_of,
 )
-from appliance.deploy.report import MAX_REASON
+from appliance.deploy.report import MAX_REASON, HandlerState
 from appliance.deploy.store import MAX_RECORD_BYTES as STORED_BYTES
 from appliance.errors import DeviceError
 
@@ -89,6 +93,54 @@ def test_one_that_no_device_has_written_is_none(field: str, value: object, why: 
     data = msgspec.json.encode({**msgspec.json.decode(encode_record(RECORD)), field: value})
     with pytest.raises(DeviceError, match=why):
         decode_record(data, "parts")
+
+
+SLOTS = st.none() | st.sampled_from(
+    [Slot(version=f"{n}.0.0", digest=f"{n}" * 64, settings={"s": s} if s else {}) for n in (1, 2) for s in ("", "1")]
+)
+EVENTS = st.sampled_from(
+    [
+        ev.Booted(),
+        ev.Wanted(SLOT),
+        ev.Unwanted(),
+        ev.Blocked(SLOT, "expired"),
+        ev.Stale("expired"),
+        ev.Fetched(),
+        ev.Admitted(),
+        ev.Kept(),
+        ev.Passed(),
+        ev.Refused("3 faults"),
+        ev.Hindered("the disk is full"),
+        ev.Faulted(SLOT, "3 faults"),
+        ev.TrialOver(),
+        ev.Damaged("1" * 64, "damaged"),
+    ]
+)
+
+
+@given(
+    st.builds(
+        Record,
+        handler=st.just("parts"),
+        state=st.sampled_from([*get_args(HandlerState), "gone"]),
+        active=SLOTS,
+        previous=SLOTS,
+        proven=st.booleans(),
+        candidate=SLOTS,
+        trial=st.none() | st.builds(Trial, since_ns=st.just(1), boots=st.integers(0, 5)),
+    ),
+    st.lists(EVENTS, max_size=6),
+)
+def test_from_whatever_is_read_the_device_can_go_on(record: Record, events: list[ev.Event]) -> None:
+    try:
+        record = decode_record(encode_record(record), "parts")
+    except DeviceError:
+        return
+    for event in (ev.Booted(), *events):
+        if isinstance(event, ev.Faulted) and record.active is not None:
+            event = ev.Faulted(record.active, event.reason)  # noqa: PLW2901 - it is of what runs
+        record, _ = step(record, event, 1)
+        assert decode_record(encode_record(record), "parts") == record
 
 
 def test_what_is_in_quarantine_is_so_with_any_settings_or_with_these() -> None:
