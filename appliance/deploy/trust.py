@@ -45,6 +45,9 @@ MAX_DELEGATIONS = 32
 """Roles that are asked for one target."""
 READ_BYTES = 64 << 10
 
+ROOTS = "root_history"
+"""Where the client keeps the root's versions, in its directory."""
+
 _METADATA_URL = "metadata:/"
 _TARGET_URL = "target:/"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -106,6 +109,7 @@ class Trust:
         self._lock = threading.Lock()  # the client's files are not for two at a time
         with writing(directory):
             make_directory(self._metadata.parent)
+            _tidy(self._floor_file, self._metadata)
             self._floor = self._read_floor(hashlib.sha256(root).hexdigest())
 
     def refresh(self, metadata: Mapping[str, bytes]) -> "Verified":
@@ -309,6 +313,26 @@ def _check_root(root: bytes) -> None:
         metadata.signed.verify_delegate(Root.type, metadata.signed_bytes, metadata.signatures)
     except RepositoryError as error:
         raise ConfigError(f"fleet.root: no root metadata of a fleet: {error}; give the fleet's root.json") from error
+
+
+def _tidy(floor: Path, metadata: Path) -> None:
+    """Remove what a power cut has left of writing, and what else neither the client nor this module has put there."""
+    rubbish = [*floor.parent.glob(f".{floor.name}.*"), *([floor] if floor.is_dir() else [])]
+    if metadata.is_dir() and not metadata.is_symlink():
+        own = {metadata / ROOTS, metadata / "root.json"}  # the latter is a link
+        rubbish += [path for path in metadata.iterdir() if path not in own and not _is_stored(path)]
+        rubbish += [path for path in (metadata / ROOTS).glob("*") if not _is_stored(path)]
+    for path in rubbish:
+        log.warning("%s: not whole, or no part of this: removed", path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_stored(path: Path) -> bool:
+    """It could be metadata that the client has stored."""
+    return path.suffix == ".json" and path.is_file() and not path.is_symlink()
 
 
 def _clear(directory: Path) -> None:

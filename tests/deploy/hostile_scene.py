@@ -21,7 +21,7 @@ from appliance import deployer as module
 from appliance.config import FleetConfig, InferenceConfig
 from appliance.deploy import asking, download
 from appliance.deploy.bundle import bundle_target, decode_bundle
-from appliance.deploy.chunks import WINDOW
+from appliance.deploy.chunks import MAX_WINDOW
 from appliance.deploy.desired import Assignment, targets_of
 from appliance.deploy.download import AT_A_TIME, Downloads, Incoming
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES, MIN_CHUNK_BYTES, FleetTopics
@@ -358,7 +358,7 @@ class HostileScene:
         assert len(held) <= MAX_METADATA_FILES
         assert sum(map(len, held.values())) <= MAX_CACHED_BYTES
         assert max(map(len, held.values()), default=0) <= MAX_METADATA_BYTES
-        assert self.broker.most <= 1 + AT_A_TIME * WINDOW
+        assert self.broker.most <= 1 + AT_A_TIME * MAX_WINDOW
         assert set(self.deployer._rollouts) <= {name for name, _, _ in self.signed}
 
 

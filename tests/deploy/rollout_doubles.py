@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Container
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,7 +77,9 @@ class MemoryStore:
         self._call("slot")
         return Path("/slots", name, digest) if (name, digest) in self.slots else None
 
-    def collect(self, used: Collection[tuple[str, str]], wanted: Collection[str] = ()) -> None:
+    def collect(
+        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Container[str] = ()
+    ) -> None:
         self._call("collect")
         self.collected.append((set(used), set(wanted)))
         self.slots &= set(used)
@@ -99,7 +101,7 @@ class MemoryStore:
         return sorted(self.records_kept)
 
     def record(self, name: str = "parts") -> Record:
-        return decode_record(self.records_kept[name])
+        return decode_record(self.records_kept[name], name)
 
     def _call(self, method: str) -> None:
         self.calls[method] += 1
