@@ -23,7 +23,7 @@ BIG = random.Random(4).randbytes(3500)
 """A module that says so much comes in four chunks."""
 THOUSANDS = 200.0
 """Seconds that thousands of flips may take."""
-MEND = ["silently", "with a new connection"]
+MEND = ["silently", pytest.param("with a new connection", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +134,7 @@ def _version(fleet: Fleet, role: str) -> int:
 
 @pytest.mark.parametrize("role", METADATA)
 async def test_metadata_with_a_flipped_bit_is_not_believed(scene: HostileScene, role: str) -> None:
-    await _flipped_metadata(scene, role, 13)
+    await _flipped_metadata(scene, role, 29)
 
 
 @pytest.mark.slow
@@ -215,7 +215,9 @@ async def _two_states(scene: HostileScene) -> tuple[dict[str, bytes], dict[str, 
     return old, dict(scene.fleet.metadata)
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["metadata kept", "metadata lost"])
+@pytest.mark.parametrize(
+    "lost", [pytest.param(False, id="metadata kept", marks=pytest.mark.slow), pytest.param(True, id="metadata lost")]
+)
 @pytest.mark.parametrize("replayed", list(itertools.product([False, True], repeat=4)))
 async def test_old_files_do_not_bring_the_past_back(
     scene: HostileScene, replayed: tuple[bool, bool, bool, bool], lost: bool

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
 from fleet_double import Fleet, chunks_of, messages
 from hostile_scene import CHUNK, QUICK, TOPICS, HostileScene, quick
 from hypothesis import HealthCheck, settings
@@ -180,4 +181,11 @@ class Attack(RuleBasedStateMachine):
 
 
 class TestAttack(Attack.TestCase):
-    settings = settings(max_examples=12, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+    settings = settings(max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.slow
+class TestLongAttack(Attack.TestCase):
+    settings = settings(
+        max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    )

@@ -117,14 +117,18 @@ class _Transfer:
             async with asyncio.timeout(STALL_SECONDS):
                 await self._news.wait()
         except TimeoutError:
-            missing = min(self._assembly.wanted())
-            raise StalledError(
-                f"chunk {missing} of {self._digest} has not come within {STALL_SECONDS:.0f} s; is the broker there, "
-                f"and everything published (appliance fleet refresh)?"
-            ) from None
+            if not self._news.is_set():  # what came at the last moment has come
+                raise self._stalled() from None
         self._news.clear()
         if self._failure is not None:
             raise self._failure
+
+    def _stalled(self) -> StalledError:
+        missing = min(self._assembly.wanted())
+        return StalledError(
+            f"chunk {missing} of {self._digest} has not come within {STALL_SECONDS:.0f} s; is the broker there, "
+            f"and everything published (appliance fleet refresh)?"
+        )
 
     def _heard(self, message: Incoming) -> None:
         chunk = self._topics.chunk_of(message.topic)

@@ -120,6 +120,27 @@ async def test_messages_without_news_are_no_progress(scene: Scene) -> None:
     repeating.cancel()
 
 
+async def test_what_comes_as_patience_ends_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline has passed, and the piece is there before the download hears of either."""
+    scene = Scene(tmp_path, os.urandom(100))
+    late = scene.broker.retained.pop(scene.chunk(0))
+    deadlines: list[asyncio.Timeout] = []
+    timeout = asyncio.timeout
+
+    def noted(seconds: float | None) -> asyncio.Timeout:
+        deadlines.append(timeout(seconds))
+        return deadlines[-1]
+
+    monkeypatch.setattr("appliance.deploy.download.asyncio.timeout", noted)
+    fetching = asyncio.create_task(scene.fetch())
+    while not deadlines:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    deadlines[-1]._on_timeout()
+    scene.broker.publish(scene.chunk(0), late)
+    assert (await fetching).read_bytes() == scene.data
+
+
 async def test_foreign_repeated_and_far_chunks_do_no_harm(scene: Scene) -> None:
     scene.broker.extra = [
         Message(scene.chunk(0), scene.data[:SIZE]),
