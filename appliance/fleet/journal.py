@@ -4,7 +4,7 @@ What is to change is written to a directory aside; renaming that directory is th
 are put in their places, which is done again by the next tool where this one is killed.
 
 A fleet's directory is shared, by git or otherwise, so a change that was decided may be somebody else's: it can do no
-more than what whoever shares the directory can do in the open, and nothing to private keys. Nor do links lead out of it.
+more than what whoever shares the directory can do in the open, and nothing to private keys. No link leads out of it.
 """
 
 import fcntl
