@@ -79,6 +79,8 @@ class Rollout:
         if order != self._order:
             self._retries = _retries()
         self._order, self._ordered = order, True
+        # orders are taken first: an expiry before this one must not hold it up after it
+        self._happened = deque(each for each in self._happened if not isinstance(each[0], ev.Stale))
         self._bundle_ordered = bundle
         self._desired = None if isinstance(order, ev.Unwanted) else order.slot
         self._wake.set()

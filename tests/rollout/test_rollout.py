@@ -514,6 +514,15 @@ async def test_a_full_disk_holds_up_no_start_whatever_else_is_wrong(box: Box) ->
         assert "cannot be written" in box.last.reason
 
 
+async def test_an_order_after_metadata_has_expired_is_not_held_up_by_that(box: Box) -> None:
+    async with box.rollout() as rollout:
+        box.serving.samples["1.0.0"] = box.serving.samples["1.1.0"] = GOOD
+        await deploy(rollout, box, "1.0.0")
+        rollout.stale("expired")
+        want(rollout, "1.1.0")  # before it has looked at that
+        await until(lambda: rollout.record.state == "active" and rollout.record.active == slot("1.1.0"))
+
+
 @pytest.mark.parametrize("turns", [*range(1, 40), *range(40, 120, 8)])
 async def test_wherever_it_ends_it_goes_on_from_there(box: Box, turns: int) -> None:
     """After so many turns of the loop everything is gone that is not on the disk."""
