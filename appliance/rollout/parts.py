@@ -15,8 +15,8 @@ from appliance.deploy.watch import Sample
 from appliance.sandbox.spec import HandlerSpec
 
 FETCHING = 2
-"""Bundles whose files are fetched at a time: fewer than files may be (``deploy/download.py``), so that no document waits
-for them; more than one, so that one that does not come is not before all others."""
+"""Bundles whose files are fetched at a time: fewer than files may be (``deploy/download.py``), so that no document
+waits for them; more than one, so that one that does not come is not before all others."""
 
 
 class Slots(Protocol):
