@@ -18,7 +18,7 @@ from appliance.backoff import Backoff
 from appliance.config import FleetConfig
 from appliance.deploy.asking import Asking
 from appliance.deploy.bundle import bundle_target
-from appliance.deploy.desired import EVERYBODY, Assignment, Desired, merged, targets_of
+from appliance.deploy.desired import EVERYBODY, MAX_DEPLOYED, Assignment, Desired, merged, targets_of
 from appliance.deploy.download import Ears, Incoming
 from appliance.deploy.events import Blocked, Unwanted, Wanted
 from appliance.deploy.fleet_topics import FleetTopics
@@ -35,9 +35,10 @@ from appliance.deploy.trust import (
 )
 from appliance.errors import DeviceError, PeerError
 from appliance.mqtt.result import rfc3339
-from appliance.rollout.parts import Fetches, Parts, Serves, Stores, Trusts, Verifies, in_thread
+from appliance.rollout.parts import Fetches, Parts, Serves, Stores, Trusts, Verifies
 from appliance.rollout.rollout import Rollout
 from appliance.sandbox.spec import HandlerSpec
+from appliance.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ REFRESH_SECONDS = 1.0
 """Between two verifications at least, however fast metadata comes."""
 FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 """Seconds until documents that could not be had are asked for again."""
-
+MAX_GONE = MAX_DEPLOYED
+"""Handlers that are gone and whose quarantine is remembered; then those that have been gone longest are forgotten."""
 
 NAME_TAKEN = "the configuration of this device has a handler of that name; remove it there, or rename it"
 
@@ -120,6 +122,9 @@ class Deployer:
         self._group = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
         self._rollouts: dict[str, Rollout] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._wanted: frozenset[str] = frozenset()
+        """Names that are, or are being, ordered."""
         self._not_ours: dict[str, HandlerReport] = {}
         """What was said of handlers whose names are taken."""
         self._verified: Verifies | None = None
@@ -192,7 +197,7 @@ class Deployer:
             rollout = Rollout(name, self._parts, self._fleet, clock=self._clock)
             await rollout.boot()
             self._rollouts[name] = rollout
-            self._begin(rollout.run())
+            self._running[name] = self._begin(rollout.run())
         return self._rollouts[name]
 
     # --- metadata --------------------------------------------------------------------------------------------
@@ -320,6 +325,7 @@ class Deployer:
             self._stand("untrusted" if isinstance(error, UntrustedError) else "waiting", str(error))
             return False
         self._stand("current")
+        self._wanted = frozenset(wanted)
         for name in self._rollouts.keys() - wanted.keys():
             self._rollouts[name].order(Unwanted())
         self._say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
@@ -371,9 +377,10 @@ class Deployer:
         self._garbage.set()
 
     async def _keep_clean(self) -> None:
+        await self._started.wait()  # what is not started yet needs its slots no less
         while True:
             await self._garbage.wait()
-            async with self._parts.turn:  # nobody fetches or stages meanwhile
+            async with self._parts.turn:  # nobody stages meanwhile, and what is fetched is wanted
                 self._garbage.clear()
                 used = {slot for rollout in self._rollouts.values() for slot in rollout.used}
                 wanted = {digest for rollout in self._rollouts.values() for digest in rollout.wanted}
@@ -382,6 +389,18 @@ class Deployer:
                         await in_thread(self._store.collect, used, wanted, self._files)
                 except DeviceError as error:
                     log.warning("event=not_collected error=%s", error)
+            await self._forget_gone()
+
+    async def _forget_gone(self) -> None:
+        """Names come and go for as long as a device lives: of those that went, no more than MAX_GONE are kept."""
+        over = [rollout for name, rollout in self._rollouts.items() if rollout.over and name not in self._wanted]
+        for rollout in sorted(over, key=lambda each: each.record.since_ns, reverse=True)[MAX_GONE:]:
+            del self._rollouts[rollout.name]
+            self._running.pop(rollout.name).cancel()
+            try:
+                await in_thread(self._store.remove_record, rollout.name)
+            except DeviceError as error:
+                log.warning("event=record_not_removed handler=%s error=%s", rollout.name, error)
 
     # --- reports -----------------------------------------------------------------------------------------------
 

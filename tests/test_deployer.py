@@ -609,6 +609,50 @@ async def test_power_may_fail_at_any_step_on_the_disk(
         assert previous.version == "1.0.0"
 
 
+async def test_a_start_collects_nothing_of_handlers_that_are_yet_to_be_started(device: Device) -> None:
+    device.serving.samples["0.1.0"] = BAD
+    async with device.deployer():
+        device.serving.samples["0.1.0"] = BAD
+        bad = device.fleet.bundle("a", "0.1.0", {"m.bin": b"bad"})
+        good = device.fleet.bundle("b", "1.0.0", {"m.bin": b"good"})
+        device.fleet.deploy("box", {"a": bad, "b": good})
+        device.publish()
+        await until(lambda: device.said_of("a").state == "refused" and device.said_of("b").state == "active")
+        device.fleet.deploy("box", {"b": good})
+        device.publish()
+        await until(lambda: device.of_handlers["a"][-1] is None)
+    assert device.store.records() == ["a", "b"], "what is in quarantine is remembered"
+    for _ in range(5):
+        device.broker = MemoryBroker()  # nobody is there to bring it again
+        async with device.deployer():
+            assert device.running == {"b": "1.0.0"}
+        assert device.store.slot("b", good.digest) is not None
+
+
+async def test_no_more_than_so_many_quarantines_of_removed_handlers_are_kept(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_GONE", 2)
+    async with device.deployer() as deployer:
+        for number in range(5):
+            device.serving.samples["0.1.0"] = BAD
+            name = f"h{number}"
+            device.fleet.deploy("box", {name: device.fleet.bundle(name, "0.1.0", {"m.bin": name.encode()})})
+            device.publish()
+            await until(lambda name=name: device.said_of(name).state == "refused")  # type: ignore[misc]
+        device.fleet.deploy("box", {})
+        device.publish()
+        await until(lambda: device.of_handlers["h4"][-1] is None)
+        for _ in range(3):  # what goes in this very moment is looked at the next time
+            device.fleet.deploy("box", {})
+            device.publish()
+            await until(lambda: device.said.metadata == deployer._ordered)
+            deployer._collect_soon()
+            await until(lambda: not deployer._garbage.is_set())
+        await until(lambda: device.store.records() == ["h3", "h4"])
+        assert sorted(deployer._rollouts) == ["h3", "h4"]
+
+
 async def test_what_is_fetched_while_the_disk_is_tidied_stays(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A collection that has begun does not know of what comes meanwhile."""
     collect, begun = device.store.collect, threading.Event()

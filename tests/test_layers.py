@@ -29,7 +29,7 @@ LAYERS = (
     {"camera", "transport", "sandbox", "inference", "mqtt", "deploy"},
     {"manifest", "source_settings"},
     {"config", "wire", "ipc", "device"},
-    {"cbor", "frame", "errors", "backoff", "stats", "text"},
+    {"cbor", "frame", "errors", "backoff", "stats", "text", "threads"},
 )
 """Top to bottom. A unit (a module or a package beside this file's ``PACKAGE``) imports from lower layers only."""
 

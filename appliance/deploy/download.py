@@ -1,9 +1,9 @@
 """Files by their digest, in retained chunks over MQTT. What came before a restart is not asked for again."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from appliance.deploy.chunks import Assembly
@@ -11,13 +11,12 @@ from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.partial_file import PartialFile
 from appliance.deploy.store import Store
 from appliance.errors import PeerError
+from appliance.threads import in_thread
 
 STALL_SECONDS = 60.0
 """Without anything new for so long, a download has failed."""
 AT_A_TIME = 4
 """Files that are downloaded at a time: what they hold in memory is bounded, and one that stalls holds up no other."""
-
-Result = TypeVar("Result")
 
 
 class Incoming(Protocol):
@@ -63,7 +62,7 @@ class Downloads:
 
     async def _download(self, digest: str, length: int, on_progress: Callable[[int], None]) -> Path:
         with self._store.incoming(digest, length) as file:
-            await _to_its_end(asyncio.to_thread(file.resume))
+            await in_thread(file.resume)
             assembly = Assembly(digest, length, chunk_bytes=file.chunk_bytes, received=file.received)
             on_progress(assembly.taken)
             try:
@@ -71,9 +70,9 @@ class Downloads:
             except StalledError:
                 raise
             except PeerError:
-                await _to_its_end(asyncio.to_thread(file.discard))
+                await in_thread(file.discard)
                 raise
-            return await _to_its_end(asyncio.to_thread(file.finish))
+            return await in_thread(file.finish)
 
 
 class StalledError(PeerError):
@@ -100,7 +99,7 @@ class _Transfer:
                 await self._next()
                 data = self._assembly.take()
                 if data and self._assembly.chunk_bytes is not None:
-                    await _to_its_end(asyncio.to_thread(file.append, data, self._assembly.chunk_bytes))
+                    await in_thread(file.append, data, self._assembly.chunk_bytes)
                     on_progress(self._assembly.taken)
         finally:
             self._ask(frozenset())
@@ -140,15 +139,3 @@ class _Transfer:
             self._failure, accepted = error, True
         if accepted:
             self._news.set()
-
-
-async def _to_its_end(work: Awaitable[Result]) -> Result:
-    """What a thread does with a file ends before anybody else may begin: a cancellation waits for it."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # nobody else will ask for it
-        raise

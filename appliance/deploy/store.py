@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from appliance.deploy.bundle import MAX_INDEX_BYTES, Bundle, BundleFile, decode_bundle
@@ -261,7 +261,11 @@ class Store:
         """Bytes that are to be written for bundles under way."""
         files = {file.sha256: file.length for bundle in bundles for file in bundle.files.values()}
         missing = sum(length for digest, length in files.items() if not self.has(digest))
-        begun = sum(file.stat().st_size for file in self._incoming.iterdir() if file.name.partition(".")[0] in files)
+        begun = 0
+        for file in self._incoming.iterdir():
+            if file.name.partition(".")[0] in files:
+                with suppress(FileNotFoundError):  # it has just become an object
+                    begun += file.stat().st_size
         copies = 0 if self._links else sum(bundle.length for bundle in bundles)
         return max(0, missing - begun) + copies
 
@@ -325,8 +329,9 @@ def _size(directory: Path) -> int:
     files: dict[tuple[int, int], int] = {}
     for parent, _, names in os.walk(directory):
         for name in names:
-            status = Path(parent, name).lstat()
-            files[status.st_dev, status.st_ino] = status.st_size
+            with suppress(FileNotFoundError):  # records and downloads come and go meanwhile
+                status = Path(parent, name).lstat()
+                files[status.st_dev, status.st_ino] = status.st_size
     return sum(files.values())
 
 

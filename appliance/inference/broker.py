@@ -25,7 +25,7 @@ from appliance.inference.messages import (
     ToModel,
     View,
 )
-from appliance.inference.model import BusyError, ModelSpec
+from appliance.inference.model import BusyError, ModelSpec, UnavailableError
 from appliance.inference.process import SERVICE, Answer, ModelProcess
 from appliance.ipc.ring import FrameRef
 
@@ -196,11 +196,11 @@ class Broker:
     def _host(self, model: ModelSpec | None, decoder: str = PIXELS) -> ModelHost:
         """Of a model, or else of a process that decodes pixels."""
         if self._closing:
-            raise ModelError("inference is being stopped")
+            raise UnavailableError("inference is being stopped")
         key = identity(model) if model else decoder
         if key not in self._hosts:
             if len(self._hosts) >= MAX_MODELS:
-                raise ModelError(f"{MAX_MODELS} models run already; remove a handler that uses another")
+                raise UnavailableError(f"{MAX_MODELS} models run already; remove a handler that uses another")
             host = ModelHost(model, self._process, model.path.name if model else decoder)
             self._hosts[key] = (host, self._spawn(host.run()))
         return self._hosts[key][0]

@@ -12,7 +12,7 @@ from appliance.backoff import Backoff
 from appliance.errors import ModelError
 from appliance.frame import ModelRun
 from appliance.inference.messages import MAX_REQUESTS, Ready, ToModel
-from appliance.inference.model import BusyError, ModelSpec
+from appliance.inference.model import BusyError, ModelSpec, UnavailableError
 from appliance.inference.process import Answer, Died, ModelProcess
 from appliance.ipc.report import Lockdown
 
@@ -85,7 +85,7 @@ class ModelHost:
                 self._expect()
                 self._restarts += 1
         finally:
-            self._refuse(ModelError(f"{self._name}: inference has been stopped"))
+            self._refuse(UnavailableError(f"{self._name}: inference has been stopped"))
 
     async def ready(self) -> Ready:
         """What the running process said; waits for it to start. ModelError where it does not."""
@@ -151,9 +151,12 @@ class ModelHost:
                 self._state = "backoff"
                 self._lost(process)
                 return ModelError(f"{self._name}: its process died: {reason}")
-        except (ModelError, OSError) as cause:  # OSError: no process can be started just now
+        except ModelError as cause:
             self._state = "failed"
             error = ModelError(str(cause))
+        except OSError as cause:
+            self._state = "failed"
+            error = UnavailableError(f"{self._name}: no process can be started for it just now: {cause}")
         except Died as death:
             self._state = "backoff"
             error = ModelError(f"{self._name}: its process died while loading: {death}")

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.device.reading import open_plain
-from appliance.errors import ModelError
+from appliance.errors import DeviceError, ModelError
 
 MAX_MODEL_BYTES = 256 << 20
 TFLITE_IDENTIFIER = b"TFL3"
 """At bytes 4 to 8 of every TFLite flatbuffer."""
+
+
+class UnavailableError(ModelError, DeviceError):
+    """The model cannot be had on this device now, whatever it is: neither its fault nor its handler's."""
 
 
 class BusyError(ModelError):

@@ -29,13 +29,13 @@ class Endpoint:
 
 def endpoint_of(config: MqttConfig) -> Endpoint:
     """The endpoint that a configuration names; reads the password's file. ConfigError names the key."""
+    if "@" in config.url:  # before anything is said of it: what is wrong may go to logs and over MQTT
+        raise ConfigError("mqtt.url: no credentials in the URL: use mqtt.username and mqtt.password")
     try:
         url = urlsplit(config.url)
         port = url.port
     except ValueError as error:
         raise ConfigError(f"mqtt.url: {config.url!r}: {error}") from error
-    if url.username is not None or url.password is not None:
-        raise ConfigError("mqtt.url: no credentials in the URL: use mqtt.username and mqtt.password")
     if url.scheme not in PORTS or not url.hostname or url.path not in ("", "/") or url.query or url.fragment:
         raise ConfigError(f"mqtt.url: {config.url!r} is not of the form mqtt://host[:port] or mqtts://host[:port]")
     if config.password and not config.username:

@@ -1,7 +1,8 @@
 """Retained states: for each topic the newest counts, and a new connection hears them all again. Pure."""
 
-MAX_TOPICS = 256
-"""That say something; and as many again that are being cleared."""
+MAX_TOPICS = 1024
+"""That say something; and as many again that are being cleared. More than a box with as many cameras, handlers and
+deployments as there may be has, with Home Assistant's documents."""
 MAX_STATE_BYTES = 64 << 10
 
 

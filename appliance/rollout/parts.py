@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Collection, Container, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Protocol
 
 from appliance.deploy.desired import Assignment, Desired
 from appliance.deploy.record import Slot
@@ -14,8 +14,9 @@ from appliance.deploy.trust import SignedTarget, VerifiedBundle
 from appliance.deploy.watch import Sample
 from appliance.sandbox.spec import HandlerSpec
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+FETCHING = 2
+"""Bundles whose files are fetched at a time: fewer than files may be (``deploy/download.py``), so that no document
+waits for them; more than one, so that one that does not come is not before all others."""
 
 
 class Slots(Protocol):
@@ -92,17 +93,7 @@ class Parts:
     report: Callable[[str, HandlerReport | None], None]
     collect: Callable[[], None]
     """There may be something on the disk that nobody needs any more."""
+    fetching: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(FETCHING))
+    """Held while fetching, which takes as long as the broker likes: nothing else waits for it."""
     turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
-    """Held while fetching or admitting: a small device has one core to spare, and one link."""
-
-
-async def in_thread(work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-    """Like ``asyncio.to_thread``, but the work has ended when this does, even where it is cancelled."""
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # nobody waits for it any more
-        raise
+    """Held while admitting, keeping or tidying up: a small device has one core to spare, and one disk."""

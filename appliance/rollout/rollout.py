@@ -20,8 +20,9 @@ from appliance.deploy.report import FAILED_STATES, HandlerReport, Progress
 from appliance.deploy.trust import VerifiedBundle
 from appliance.errors import ApplianceError, DeviceError
 from appliance.mqtt.result import rfc3339
-from appliance.rollout.parts import Parts, in_thread
+from appliance.rollout.parts import Parts
 from appliance.rollout.running import Running, blamed
+from appliance.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Rollout:
         self._progress_said = 0.0
         self._trouble = ""
         self._said: HandlerReport | None = None
+        self._idle = False
 
     # --- orders ----------------------------------------------------------------------------------------------
 
@@ -77,6 +79,8 @@ class Rollout:
         if order != self._order:
             self._retries = _retries()
         self._order, self._ordered = order, True
+        # orders are taken first: an expiry before this one must not hold it up after it
+        self._happened = deque(each for each in self._happened if not isinstance(each[0], ev.Stale))
         self._bundle_ordered = bundle
         self._desired = None if isinstance(order, ev.Unwanted) else order.slot
         self._wake.set()
@@ -101,6 +105,11 @@ class Rollout:
     def wanted(self) -> frozenset[str]:
         """Digests of bundles whose files must stay."""
         return frozenset((self.record.candidate.digest,)) if self.record.candidate else frozenset()
+
+    @property
+    def over(self) -> bool:
+        """Nothing of it is left but what is in quarantine, and nothing is being done."""
+        return self._idle and self.record.state == "gone" and not self._ordered and not self._happened
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -154,9 +163,11 @@ class Rollout:
         times = [at - self._clock() for at in (self._retry_at, self._running.serve_at) if at is not None]
         if self._running.to_be_watched:
             times.append(POLL_SECONDS)
+        self._idle = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(times)) if times else None):
                 await self._wake.wait()
+        self._idle = False
 
     def _happens(self, event: ev.Event, work: asyncio.Task[None] | None = None) -> None:
         self._happened.append((event, work))
@@ -167,7 +178,7 @@ class Rollout:
         after, actions = step(before, event, self._wall_ns())
         for action in actions:
             if isinstance(action, ev.Save):
-                await self._save(after, patiently=not isinstance(event, ev.Booted))
+                await self._save(after, patiently=self._group is not None)
                 self.record = after
                 self._tell(before)
             else:
@@ -195,7 +206,7 @@ class Rollout:
     # --- the record -------------------------------------------------------------------------------------------
 
     async def _save(self, record: Record, *, patiently: bool) -> None:
-        """Nothing is done that is not recorded; only a start goes on without, rather than not to start."""
+        """Nothing is done that is not recorded; only a start goes on without, rather than hold up the device's."""
         waits = Backoff(FIRST_SAVE, limit=LAST_SAVE)
         while True:
             try:
@@ -247,10 +258,11 @@ class Rollout:
 
     async def _fetch(self, slot: Slot, bundle: VerifiedBundle) -> ev.Event:
         store = self._parts.store
-        async with self._parts.turn:
-            if await in_thread(store.slot, self.name, slot.digest) is not None:
-                return ev.Fetched()
-            await in_thread(store.check_room, bundle)
+        async with self._parts.fetching:
+            async with self._parts.turn:  # a collection that has begun without knowing of it has ended
+                if await in_thread(store.slot, self.name, slot.digest) is not None:
+                    return ev.Fetched()
+                await in_thread(store.check_room, bundle)
             if not await in_thread(store.has, bundle.digest):  # it was here, and is gone or was damaged
                 await self._parts.downloads.fetch(bundle.digest, bundle.index_bytes, lambda _: None)
             here = 0

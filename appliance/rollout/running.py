@@ -10,8 +10,9 @@ from appliance.deploy import events as ev
 from appliance.deploy.record import Record, Slot
 from appliance.deploy.watch import Failed, Pace, Passed, Sample, judge_canary, judge_service, since
 from appliance.errors import ApplianceError, ConfigError, DeviceError, PeerError
-from appliance.rollout.parts import Parts, in_thread
+from appliance.rollout.parts import Parts
 from appliance.sandbox.spec import HandlerSpec
+from appliance.threads import in_thread
 
 log = logging.getLogger(__name__)
 

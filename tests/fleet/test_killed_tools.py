@@ -81,23 +81,24 @@ def test_a_killed_init_is_begun_again_or_whole(tmp_path: Path, quick_keys: None)
 
 
 def test_what_was_not_decided_is_forgotten_and_what_was_is_finished(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("old")
-    (tmp_path / "b").write_text("old")
+    settings, gone, deep = tmp_path / "fleet.toml", tmp_path / "metadata" / "1.b.json", "metadata/pending/1.c.json"
+    gone.parent.mkdir()
+    settings.write_text("old")
+    gone.write_text("old")
     begun = tmp_path / ".change-begun"
     begun.mkdir()
-    (begun / "a").write_text("new")
+    (begun / "fleet.toml").write_text("new")
     with locked(tmp_path):
-        assert (tmp_path / "a").read_text() == "old"
+        assert settings.read_text() == "old"
     decided = tmp_path / ".change"
-    decided.mkdir()
-    (decided / "a").write_text("new")
-    (decided / "b.remove").touch()
-    (decided / "deep").mkdir()
-    (decided / "deep" / "c").write_text("new")
+    (decided / deep).parent.mkdir(parents=True)
+    (decided / "fleet.toml").write_text("new")
+    (decided / "metadata" / "1.b.json.remove").touch()
+    (decided / deep).write_text("new")
     with locked(tmp_path):
-        assert (tmp_path / "a").read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "a", "deep"]
-    change(tmp_path, {"a": None, "deep/c": b"newer", "secret": b"x"}, private=["secret"])
-    assert not (tmp_path / "a").exists()
-    assert (tmp_path / "deep" / "c").read_text() == "newer"
-    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+        assert settings.read_text() == "new"
+    assert not gone.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "fleet.toml", "metadata"]
+    change(tmp_path, {deep: b"newer", "metadata/1.d.json": None, "keys/a.pem": b"x"}, private=["keys/a.pem"])
+    assert (tmp_path / deep).read_text() == "newer"
+    assert (tmp_path / "keys" / "a.pem").stat().st_mode & 0o777 == 0o600

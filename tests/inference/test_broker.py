@@ -22,7 +22,7 @@ from appliance.inference import host as hosts
 from appliance.inference.broker import Broker, identity
 from appliance.inference.host import ModelStatus
 from appliance.inference.messages import MAX_BEGUN, MAX_REQUESTS, MAX_TENSOR_BYTES, Crop, View
-from appliance.inference.model import ModelSpec
+from appliance.inference.model import ModelSpec, UnavailableError
 from appliance.ipc.ring import FrameRef, RingWriter
 
 WHOLE = View()
@@ -536,7 +536,7 @@ async def test_requests_are_bounded(broker: Broker, ring: RingWriter, echo: Mode
 async def test_models_are_bounded(broker: Broker, echo: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("appliance.inference.broker.MAX_MODELS", 1)
     await broker.ready(echo)
-    with pytest.raises(ModelError, match="1 models run already"):
+    with pytest.raises(UnavailableError, match="1 models run already"):
         await broker.ready(replace(echo, digest="another"))
 
 
@@ -625,7 +625,7 @@ def test_a_process_dies_with_its_zipper(echo: ModelSpec) -> None:
     zipper = """
 import asyncio, hashlib, pathlib, sys
 from appliance.inference.broker import Broker
-from appliance.inference.model import ModelSpec
+from appliance.inference.model import ModelSpec, UnavailableError
 from appliance.ipc.ring import RingWriter
 
 async def main(path, digest):

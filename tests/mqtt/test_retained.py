@@ -3,6 +3,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from appliance.deploy.desired import MAX_DEPLOYED
+from appliance.discovery import MAX_DOCUMENTS
 from appliance.mqtt.retained import MAX_STATE_BYTES, MAX_TOPICS, Retained
 
 
@@ -54,6 +56,12 @@ def test_bounds() -> None:
     retained.set("0", b"new")
     with pytest.raises(ValueError, match="over the limit"):
         retained.set("one more", b"")
+
+
+def test_a_box_with_all_that_it_may_have_is_within_the_bound() -> None:
+    """ValueError would be its end."""
+    cameras, peers, configured, own = 16, 512, 64, 2
+    assert own + cameras + peers + configured + 2 * MAX_DEPLOYED + MAX_DOCUMENTS <= MAX_TOPICS
 
 
 def test_what_the_broker_knows_is_said_again_on_demand() -> None:

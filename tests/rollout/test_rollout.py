@@ -12,6 +12,7 @@ from appliance.deploy import watch
 from appliance.deploy.events import Blocked, Unwanted
 from appliance.deploy.machine import TRIAL_BOOTS
 from appliance.errors import ConfigError, DeviceError, HandlerError, ModelError, PeerError
+from appliance.inference.model import UnavailableError
 from appliance.rollout.rollout import Rollout
 
 
@@ -149,6 +150,17 @@ async def test_settings_that_are_wrong_are_refused_alone(box: Box) -> None:
         box.admit_error = None
         want(rollout, "1.0.0", volume="11")
         await until(lambda: rollout.record.state == "canary")
+
+
+async def test_a_model_for_which_there_is_no_place_is_no_fault_of_the_bundle(box: Box) -> None:
+    box.admit_error = UnavailableError("32 models run already")
+    async with box.rollout() as rollout:
+        box.serving.samples["1.0.0"] = GOOD
+        want(rollout, "1.0.0")
+        await until(lambda: box.reports and box.last.state == "waiting")
+        assert rollout.record.bad == ()
+        box.admit_error = None
+        await until(lambda: rollout.record.state == "active")
 
 
 async def test_where_nothing_can_be_judged_it_is_tried_again(box: Box) -> None:
@@ -330,6 +342,8 @@ async def test_a_quarantine_outlives_the_handler(box: Box) -> None:
         want(rollout, "1.0.0")
         await until(lambda: box.reports[-1] and box.last.state == "refused")
         assert box.downloads.asked == []
+        rollout.order(Unwanted())
+        await until(lambda: rollout.over)
 
 
 async def test_what_cannot_be_removed_is_a_warning(box: Box) -> None:
@@ -483,12 +497,40 @@ async def test_one_that_cannot_be_started_for_a_fault_of_its_own_makes_way(box: 
         assert box.serving.live["parts"].version == "1.0.0"
 
 
-async def test_one_fetches_at_a_time(box: Box) -> None:
-    async with box.rollout() as rollout, box.parts.turn:
+async def test_few_fetch_at_a_time(box: Box) -> None:
+    async with box.rollout() as rollout, box.parts.fetching, box.parts.fetching:
         want(rollout, "1.0.0")
         await until(lambda: rollout.record.state == "fetching")
         assert box.downloads.asked == []
     assert box.store.record().state == "fetching"
+
+
+async def test_a_download_that_does_not_come_holds_up_no_other_work(box: Box) -> None:
+    async with box.rollout() as rollout:
+        box.downloads.gate.clear()
+        want(rollout, "1.0.0")
+        await until(lambda: box.downloads.asked)
+        assert not box.parts.turn.locked()
+        assert not box.parts.fetching.locked()
+
+
+async def test_a_full_disk_holds_up_no_start_whatever_else_is_wrong(box: Box) -> None:
+    async with box.rollout() as rollout:
+        await deploy(rollout, box, "1.0.0")
+    box.store.broken["write_record"] = FULL
+    box.store.slots.clear()
+    async with asyncio.timeout(5), box.rollout() as rollout:
+        assert rollout.record.active is None
+        assert "cannot be written" in box.last.reason
+
+
+async def test_an_order_after_metadata_has_expired_is_not_held_up_by_that(box: Box) -> None:
+    async with box.rollout() as rollout:
+        box.serving.samples["1.0.0"] = box.serving.samples["1.1.0"] = GOOD
+        await deploy(rollout, box, "1.0.0")
+        rollout.stale("expired")
+        want(rollout, "1.1.0")  # before it has looked at that
+        await until(lambda: rollout.record.state == "active" and rollout.record.active == slot("1.1.0"))
 
 
 @pytest.mark.parametrize("turns", [*range(1, 40), *range(40, 120, 8)])
