@@ -21,7 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
+from tuf.api.exceptions import (
+    DownloadError,
+    DownloadHTTPError,
+    ExpiredMetadataError,
+    RepositoryError,
+    UnsignedMetadataError,
+)
 from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 from tuf.ngclient.config import UpdaterConfig
@@ -289,21 +295,24 @@ def read_root(fleet: FleetConfig) -> bytes:
         raise ConfigError("fleet.root: missing; name the fleet's root.json, which `appliance fleet init` made")
     try:
         with open_plain(Path(fleet.root)) as file:
-            return file.read(MAX_METADATA_BYTES + 1)
+            root = file.read(MAX_METADATA_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"fleet.root: {fleet.root} cannot be read: {error.strerror}") from error
+        remedy = "copy metadata/root.json of the fleet's directory there"
+        raise ConfigError(f"fleet.root: {fleet.root} cannot be read: {error.strerror}; {remedy}") from error
+    _check_root(root, f"fleet.root: {fleet.root}")
+    return root
 
 
-def _check_root(root: bytes) -> None:
+def _check_root(root: bytes, source: str = "fleet.root") -> None:
     try:
         if len(root) > MAX_METADATA_BYTES:
-            raise ConfigError(f"fleet.root: {len(root)} bytes are over the limit of {MAX_METADATA_BYTES}")
+            raise ConfigError(f"{source}: {len(root)} bytes are over the limit of {MAX_METADATA_BYTES}")
         metadata = Metadata[Root].from_bytes(root)
         if not isinstance(metadata.signed, Root):
-            raise ConfigError(f"fleet.root: this is {metadata.signed.type} metadata; give the fleet's root.json")
+            raise ConfigError(f"{source}: this is {metadata.signed.type} metadata; give the fleet's root.json")
         metadata.signed.verify_delegate(Root.type, metadata.signed_bytes, metadata.signatures)
     except RepositoryError as error:
-        raise ConfigError(f"fleet.root: no root metadata of a fleet: {error}; give the fleet's root.json") from error
+        raise ConfigError(f"{source}: no root metadata of a fleet: {error}; give the fleet's root.json") from error
 
 
 def _clear(directory: Path) -> None:
@@ -323,5 +332,8 @@ def _sorted_errors() -> Iterator[None]:
         raise IncompleteError(str(error)) from error
     except ExpiredMetadataError as error:
         raise StaleError(f"{error}: sign the fleet's metadata anew (appliance fleet refresh)") from error
+    except UnsignedMetadataError as error:
+        remedy = "; is fleet.root the root.json of this fleet?" if str(error).startswith(f"{Root.type} ") else ""
+        raise UntrustedError(f"what the broker has does not verify: {error}{remedy}") from error
     except (DownloadError, RepositoryError, ValueError) as error:  # ValueError: signed, and still nonsense
         raise UntrustedError(f"what the broker has does not verify: {error}") from error

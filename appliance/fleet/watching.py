@@ -30,6 +30,7 @@ MAX_STATUS_BYTES = 64 << 10
 
 GONE = frozenset({"lost", "disconnected"})
 """Statuses of devices that are not there."""
+NEVER_HEARD_OF = "never heard of"
 FIRST_CLOCK = 1_700_000_000.0
 """A device that says it is earlier has no clock."""
 
@@ -321,7 +322,7 @@ def _metadata_note(device: Device) -> str:
 
 def silence(since: float, now: float) -> str:
     """``silent for 2 h``."""
-    return f"silent for {span(now - since)}" if since else "never heard of"
+    return f"silent for {span(now - since)}" if since else NEVER_HEARD_OF
 
 
 def span(seconds: float) -> str:

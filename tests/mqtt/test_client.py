@@ -77,7 +77,7 @@ async def test_a_receive_maximum_is_kept() -> None:
         (b"", True, "does not answer"),
         (CONNACK, False, "was lost"),
         (b"\x20\x03\x00\x88\x00", True, "ended the connection: Server unavailable"),
-        (b"\x20\x03\x00\x86\x00", True, "refuses this device: Bad user name or password"),
+        (b"\x20\x03\x00\x86\x00", True, "refuses this login: Bad user name or password"),
         (CONNACK + bytes((DISCONNECT, 2, 0x8B, 0)), True, "Server shutting down"),
         (CONNACK + bytes((DISCONNECT, 2, 0x8E, 0)), True, "give each device its own device.name"),
         (CONNACK + b"\x30\xff\xff\xff\x7f", True, f"over the limit of {MAX_INBOUND_BYTES}"),
