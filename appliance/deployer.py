@@ -278,7 +278,8 @@ class Deployer:
         if self._verified is not None and self._wall() >= self._verified.expires.timestamp():
             self._is_stale(str(error))
         elif isinstance(error, UntrustedError):
-            self._stand("untrusted", str(error))
+            doubt = "; is fleet.root the root.json of this fleet?" if self._verified is None else ""
+            self._stand("untrusted", f"{error}{doubt}")
         elif self._verified is None:
             self._stand("waiting", str(error) if self._cache.snapshot() else self._nothing_came())
         elif self.standing.state == "current":

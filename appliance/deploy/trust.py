@@ -21,13 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from tuf.api.exceptions import (
-    DownloadError,
-    DownloadHTTPError,
-    ExpiredMetadataError,
-    RepositoryError,
-    UnsignedMetadataError,
-)
+from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
 from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 from tuf.ngclient.config import UpdaterConfig
@@ -332,8 +326,5 @@ def _sorted_errors() -> Iterator[None]:
         raise IncompleteError(str(error)) from error
     except ExpiredMetadataError as error:
         raise StaleError(f"{error}: sign the fleet's metadata anew (appliance fleet refresh)") from error
-    except UnsignedMetadataError as error:
-        remedy = "; is fleet.root the root.json of this fleet?" if str(error).startswith(f"{Root.type} ") else ""
-        raise UntrustedError(f"what the broker has does not verify: {error}{remedy}") from error
     except (DownloadError, RepositoryError, ValueError) as error:  # ValueError: signed, and still nonsense
         raise UntrustedError(f"what the broker has does not verify: {error}") from error
