@@ -7,7 +7,7 @@ FRAMES ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run doctor test test-slow lint handlers check-handlers faults bench clean
+.PHONY: help run doctor test test-slow lint handlers check-handlers faults bench bench-fleet clean
 
 help: ## This list
 	@echo "make TARGET; the first use of a target installs what it needs (into $(VENV), and Debian packages by apt)"
@@ -36,11 +36,14 @@ handlers: $(VENV)/.dev ## Rebuild the example handlers' WebAssembly (the Rust on
 check-handlers: $(VENV)/.dev ## Show that the committed modules are what the sources give
 	$(BIN)/python handlers/build.py --check
 
-faults: $(VENV)/.dev .system-run ## Every fault a handler can have, beside a good neighbour: what happened, how soon it was over
-	PYTHONPATH=tests/sandbox $(BIN)/python tests/faults/run.py $(ARGS)
+faults: $(VENV)/.dev .system-run ## Every fault a handler can have, beside a good neighbour, and 1000 power cuts: what happened, how soon it was over
+	PYTHONPATH=tests/sandbox:tests/deploy $(BIN)/python tests/faults/run.py $(ARGS)
 
 bench: $(VENV)/.dev .system-run ## The benchmarks of docs/performance.md, as ratios measured side by side
 	PYTHONPATH=tests/mqtt $(BIN)/python tests/bench/run.py $(ARGS)
+
+bench-fleet: $(VENV)/.dev .system-run ## A bundle over MQTT against one message: time, bytes on the wire, memory
+	PYTHONPATH=.:tests/deploy:tests/fleet:tests/mqtt $(BIN)/python tests/bench/bench_fleet.py $(ARGS)
 
 clean: ## Remove what make has made (the virtual environment, caches, the state directory)
 	rm -rf $(VENV) .asc .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build *.egg-info

@@ -10,13 +10,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from appliance.backoff import Backoff
 from appliance.config import FleetConfig
+from appliance.deploy.asking import Asking
 from appliance.deploy.bundle import bundle_target
 from appliance.deploy.desired import EVERYBODY, Assignment, Desired, merged, targets_of
 from appliance.deploy.download import Ears, Incoming
@@ -25,16 +25,17 @@ from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.metadata import MetadataCache
 from appliance.deploy.record import Slot, one_line, slot_of
 from appliance.deploy.report import REPORT_SECONDS, DeviceReport, HandlerReport
+from appliance.deploy.resent import Resent
 from appliance.deploy.trust import (
+    MissignedError,
     SignedTarget,
     StaleError,
     TrustError,
     UntrustedError,
-    VerifiedBundle,
 )
 from appliance.errors import DeviceError, PeerError
 from appliance.mqtt.result import rfc3339
-from appliance.rollout.parts import Fetches, Parts, Serves, Slots, in_thread
+from appliance.rollout.parts import Fetches, Parts, Serves, Stores, Trusts, Verifies, in_thread
 from appliance.rollout.rollout import Rollout
 from appliance.sandbox.spec import HandlerSpec
 
@@ -49,31 +50,6 @@ FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 
 
 NAME_TAKEN = "the configuration of this device has a handler of that name; remove it there, or rename it"
-
-
-class Verifies(Protocol):
-    """:class:`appliance.deploy.trust.Verified`; blocking."""
-
-    @property
-    def versions(self) -> Mapping[str, int]: ...
-    @property
-    def expires(self) -> datetime: ...
-    def target(self, path: str) -> SignedTarget | None: ...
-    def desired(self, target: SignedTarget, file: Path) -> Desired: ...
-    def bundle(self, name: str, assignment: Assignment, target: SignedTarget, file: Path) -> VerifiedBundle: ...
-
-
-class Trusts(Protocol):
-    """:class:`appliance.deploy.trust.Trust`; blocking."""
-
-    def refresh(self, metadata: Mapping[str, bytes]) -> Verifies: ...
-
-
-class Stores(Slots, Protocol):
-    """:class:`appliance.deploy.store.Store`; blocking."""
-
-    def collect(self, used: Collection[tuple[str, str]], wanted: Collection[str] = ()) -> None: ...
-    def records(self) -> list[str]: ...
 
 
 Report = Callable[[str | None, HandlerReport | DeviceReport | None], None]
@@ -113,6 +89,7 @@ class Deployer:
         report: Report,
         taken: Collection[str] = (),
         wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._device = device
         self._topics = topics
@@ -122,6 +99,7 @@ class Deployer:
         self._downloads = downloads
         self._report = report
         self._wall = wall
+        self._clock = clock
         self._parts = Parts(
             store=store,
             downloads=downloads,
@@ -132,8 +110,11 @@ class Deployer:
             collect=self._collect_soon,
         )
         self._cache = MetadataCache()
-        self._emptied = 0
+        self._asking = Asking()
         self._news = asyncio.Event()
+        self._resent = Resent()
+        self._again = asyncio.Event()
+        """What waits to be tried again is tried now."""
         self._garbage = asyncio.Event()
         self._started = asyncio.Event()
         self._group = asyncio.TaskGroup()
@@ -142,6 +123,8 @@ class Deployer:
         self._not_ours: dict[str, HandlerReport] = {}
         """What was said of handlers whose names are taken."""
         self._verified: Verifies | None = None
+        self._good = False
+        """The metadata that is there now has been verified."""
         self._metadata: Mapping[str, bytes] = {}
         """What is being ordered by."""
         self._ordering: asyncio.Task[None] | None = None
@@ -149,6 +132,7 @@ class Deployer:
         """Versions of the metadata by which everything has been ordered."""
         self._files: set[str] = set()
         """Digests of desired states and indexes that are in use."""
+        self._cleaning = asyncio.Lock()
         self.standing = Standing()
         self.configure(fleet, taken)
 
@@ -205,7 +189,7 @@ class Deployer:
 
     async def _rollout(self, name: str) -> Rollout:
         if name not in self._rollouts:
-            rollout = Rollout(name, self._parts, self._fleet)
+            rollout = Rollout(name, self._parts, self._fleet, clock=self._clock)
             await rollout.boot()
             self._rollouts[name] = rollout
             self._begin(rollout.run())
@@ -215,7 +199,10 @@ class Deployer:
 
     def _heard(self, message: Incoming) -> None:
         file = self._topics.metadata_of(message.topic)
-        if file is not None and self._cache.received(file, message.payload):
+        if file is None:
+            return
+        resent = self._resent.heard(file)
+        if self._cache.received(file, message.payload) or resent:
             self._news.set()
 
     async def _keep_current(self) -> None:
@@ -223,27 +210,40 @@ class Deployer:
         while True:
             self._news.clear()
             await self._refresh()
+            self._try_again()
             await asyncio.sleep(REFRESH_SECONDS - SETTLE_SECONDS)
+            self._ask_again()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._patience()):
                     await self._news.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
 
     def _patience(self) -> float:
-        """Seconds until the metadata is looked at again without news: it expires, and clocks are set."""
-        if self._verified is None or self.standing.state == "stale":
-            return REPORT_SECONDS
-        return max(0.0, min(REPORT_SECONDS, self._verified.expires.timestamp() - self._wall()))
+        """Seconds until the metadata is looked at again without news: it expires, clocks are set, it is asked for."""
+        now = self._clock()
+        times = [REPORT_SECONDS, self._resent.due_at - now, self._asking.left(now, content=self._content)]
+        if self._verified is not None and self.standing.state != "stale":
+            times.append(self._verified.expires.timestamp() - self._wall())
+        return max(0.0, min(times))
+
+    @property
+    def _content(self) -> bool:
+        """What was heard last is good, and everything is ordered by it."""
+        return self._good and self._verified is not None and self._verified.versions == self._ordered
 
     def _ask_again(self) -> None:
-        """For all metadata, where the cache has lost it to a flood: retained messages come once a subscription."""
-        if self._cache.emptied != self._emptied:
-            self._emptied = self._cache.emptied
-            self._ears.ignore((self._topics.all_metadata,))
-            self._ears.listen((self._topics.all_metadata,), self._heard)
+        """For all metadata. What was heard before is given up where it is of no use: some of it may be forged."""
+        now = self._clock()
+        if self._asking.left(now, content=self._content) > 0:
+            return
+        self._asking.asked(now)
+        if not self._content:
+            self._cache.forget()
+        self._ears.ignore((self._topics.all_metadata,))
+        self._ears.listen((self._topics.all_metadata,), self._heard)
 
     async def _refresh(self) -> None:
-        self._ask_again()
+        self._good = False
         metadata = self._cache.snapshot()
         try:
             verified = await in_thread(self._trust.refresh, metadata)
@@ -253,7 +253,7 @@ class Deployer:
             self._is_doubtful(error)
         else:
             changed = self._verified is None or verified.versions != self._verified.versions
-            self._verified = verified
+            self._verified, self._good = verified, True
             if changed:
                 self._say()
             if verified.versions == self._ordered:
@@ -262,6 +262,13 @@ class Deployer:
                 await self._end_ordering()
                 self._metadata = metadata
                 self._ordering = self._begin(self._order(verified))
+
+    def _try_again(self) -> None:
+        """After a long outage it would not be due for minutes."""
+        if self._resent.due(self._clock()):
+            self._again.set()
+            for rollout in self._rollouts.values():
+                rollout.try_again()
 
     def _is_stale(self, reason: str) -> None:
         """Nothing new is begun with. What is ordered is ordered again when the metadata is fresh."""
@@ -302,8 +309,12 @@ class Deployer:
         """Until every rollout has its order, or there is newer metadata."""
         waits = Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)
         self._ordered = None
-        while not await self._order_all(verified):  # noqa: ASYNC110 - it is the broker that is waited for
-            await asyncio.sleep(waits.failed(time.monotonic()))
+        self._again.clear()
+        while not await self._order_all(verified):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(waits.failed(self._clock())):
+                    await self._again.wait()
+            self._again.clear()
         self._ordered = verified.versions
         self._collect_soon()
 
@@ -343,12 +354,12 @@ class Deployer:
         try:
             target = await in_thread(verified.target, path)
             if target is None:
-                raise UntrustedError(f"{path} is not signed by anybody who may sign it")
+                raise MissignedError(f"{path} is not signed by anybody who may sign it")
             if target.sha256 != assignment.digest:
-                raise UntrustedError(f"{path} has been signed anew, and is not what was deployed; deploy it again")
+                raise MissignedError(f"{path} has been signed anew, and is not what was deployed; deploy it again")
             bundle = await in_thread(verified.bundle, name, assignment, target, await self._fetch(target, files))
         except (PeerError, DeviceError) as error:
-            final = isinstance(error, UntrustedError)
+            final = isinstance(error, MissignedError)
             rollout.order(Blocked(slot, str(error), final=final))
             return final or isinstance(error, StaleError)
         rollout.order(Wanted(slot), bundle)
@@ -357,6 +368,8 @@ class Deployer:
     async def _fetch(self, target: SignedTarget, files: set[str]) -> Path:
         files.add(target.sha256)
         self._files.add(target.sha256)
+        async with self._cleaning:
+            pass  # a collection that has begun without knowing of it has ended
         return await self._downloads.fetch(target.sha256, target.length, lambda _: None)
 
     # --- disk --------------------------------------------------------------------------------------------------
@@ -372,7 +385,8 @@ class Deployer:
                 used = {slot for rollout in self._rollouts.values() for slot in rollout.used}
                 wanted = {digest for rollout in self._rollouts.values() for digest in rollout.wanted}
                 try:
-                    await in_thread(self._store.collect, used, wanted | self._files)
+                    async with self._cleaning:
+                        await in_thread(self._store.collect, used, wanted, self._files)
                 except DeviceError as error:
                     log.warning("event=not_collected error=%s", error)
 

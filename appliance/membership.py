@@ -5,6 +5,7 @@ without a fleet has better use for.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,10 +17,13 @@ from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.store import Store
 from appliance.deploy.trust import Trust, read_root
 from appliance.deployer import Deployer, Report
+from appliance.errors import DeviceError
 from appliance.inference.broker import Broker
 from appliance.rollout.admitting import admit, load_slot
 from appliance.sandbox.admission.admit import Admission
 from appliance.serving import Serving
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -34,21 +38,27 @@ async def membership(
     inference: Broker,
     report: Report,
     taken: Collection[str],
-) -> AsyncIterator[Deployer]:
+) -> AsyncIterator[Deployer | None]:
     """Handlers come from the fleet while the block lasts; those that were active have been started.
 
     ``directory`` is for what is deployed, ``taken`` are names of handlers that the configuration gives. ConfigError
-    where the fleet's root is none, DeviceError where the disk fails.
+    where the fleet's root is none. Where the disk fails nothing is deployed, None, and the box does the rest.
     """
     fleet = config.fleet
     topics = FleetTopics(fleet.prefix, fleet.name)
-    store = await asyncio.to_thread(Store, directory, fleet.quota_mb << 20)
+    try:
+        store = await asyncio.to_thread(Store, directory, fleet.quota_mb << 20)
+        trust = await asyncio.to_thread(lambda: Trust(directory, read_root(fleet)))
+    except DeviceError as error:
+        log.warning("event=nothing_deployed error=%s", error)
+        yield None
+        return
     deployer = Deployer(
         fleet,
         device,
         topics=topics,
         ears=control,
-        trust=await asyncio.to_thread(lambda: Trust(directory, read_root(fleet))),
+        trust=trust,
         store=store,
         downloads=Downloads(topics, control, store),
         serving=serving,

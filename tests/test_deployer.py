@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +23,7 @@ from appliance.deploy.download import Downloads
 from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.report import DeviceReport, HandlerReport
 from appliance.deploy.store import Store
-from appliance.deploy.trust import Trust
+from appliance.deploy.trust import Trust, VerifiedBundle
 from appliance.deployer import Deployer
 from appliance.errors import DeviceError
 from appliance.rollout import rollout, running
@@ -620,3 +622,40 @@ async def test_power_may_fail_at_any_step_on_the_disk(
         previous = device.said_of("detector").previous
         assert previous is not None
         assert previous.version == "1.0.0"
+
+
+async def test_what_is_fetched_while_the_disk_is_tidied_stays(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection that has begun does not know of what comes meanwhile."""
+    collect, begun = device.store.collect, threading.Event()
+    let = threading.Event()
+
+    def slow(*what: Collection[Any]) -> None:
+        begun.set()
+        let.wait(0.3)
+        collect(*what)
+
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.said_of("detector").state == "active")
+        monkeypatch.setattr(device.store, "collect", slow)
+        begun.clear()
+        index = deploy(device, "detector", version="1.1.0")["detector"].digest
+        await until(begun.is_set)
+        index = deploy(device, "detector", version="1.2.0")["detector"].digest
+        await until(lambda: device.running == {"detector": "1.2.0"})
+        assert device.store.has(index)
+    let.set()
+
+
+async def test_an_index_that_is_gone_is_fetched_again(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk loses it while the rollout is at work: it does not wait for other metadata."""
+    check_room = device.store.check_room
+
+    def lose(bundle: VerifiedBundle) -> None:
+        check_room(bundle)
+        device.store.object(bundle.digest).unlink(missing_ok=True)
+
+    monkeypatch.setattr(device.store, "check_room", lose)
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.running == {"detector": "1.0.0"})

@@ -6,8 +6,10 @@ Pieces are accepted in any order within a window, and taken in the file's order.
 from appliance.deploy.fleet_topics import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from appliance.errors import PeerError
 
-WINDOW = 8
-"""Pieces that are asked for at a time, and at most held in memory."""
+WINDOW_BYTES = 1 << 20
+"""Of a file, asked for at a time and at most held in memory: a window that is small waits for the broker's answers."""
+MAX_WINDOW = 64
+"""Pieces, however small they are."""
 
 
 class Assembly:
@@ -61,7 +63,7 @@ class Assembly:
         if self._chunk_bytes is None:
             return range(1 if self._length else 0)  # the first one tells how long the others are
         count = -(-self._length // self._chunk_bytes)
-        return range(self._next, min(count, self._next + WINDOW))
+        return range(self._next, min(count, self._next + window_of(self._chunk_bytes)))
 
     def _judge(self, index: int, length: int) -> None:
         if self._chunk_bytes is None:
@@ -74,3 +76,8 @@ class Assembly:
         expected = min(self._chunk_bytes, self._length - index * self._chunk_bytes)
         if length != expected:
             raise PeerError(f"chunk {index} of {self._digest} has {length} bytes where {expected} belong")
+
+
+def window_of(chunk_bytes: int) -> int:
+    """How many pieces are asked for at a time."""
+    return min(MAX_WINDOW, WINDOW_BYTES // chunk_bytes)

@@ -54,7 +54,7 @@ class Downloads:
         """
         lock = self._files.setdefault(digest, asyncio.Lock())
         async with lock, self._turns:
-            if await asyncio.to_thread(self._store.has, digest):
+            if await asyncio.to_thread(self._store.sound, digest):
                 path = self._store.object(digest)
             else:
                 path = await self._download(digest, length, on_progress)

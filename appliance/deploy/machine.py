@@ -62,15 +62,15 @@ Damaged     -         repair    repair    repair     repair    repair    repair
 among those."""
 
 OUTCOMES = """
-consider  same settled fetching  | Abandon Fetch
+consider  same settled fetching  | Abandon Fetch Collect
 leave     gone                   | Abandon Stop Collect Forget
-block     settled waiting        | Abandon
+block     settled waiting        | Abandon Collect
 hold      same waiting           | Abandon
 admit     admitting              | Admit
 store     storing                | Keep
 try       canary                 | Try
 activate  settled                | Serve Collect
-refuse    settled                | Abandon
+refuse    settled                | Abandon Collect
 wait      waiting                | Abandon RetryLater
 go-back   same settled           | Abandon Serve Try Collect
 trust     same                   |
@@ -255,7 +255,9 @@ def _enter(record: Record, state: str, reason: str, now: int, **changes: object)
 
 def _settle(record: Record, state: str, reason: str, now: int) -> Outcome:
     """Without a candidate, which is given up where there is one."""
-    actions = (Abandon(),) if record.candidate or record.state == "waiting" else ()
+    actions: tuple[Action, ...] = (Abandon(),) if record.candidate or record.state == "waiting" else ()
+    if record.candidate:
+        actions = (*actions, Collect())
     return _enter(record, state, reason, now, candidate=None), actions
 
 

@@ -45,10 +45,14 @@ class MetadataCache:
                 MAX_METADATA_FILES,
                 MAX_CACHED_BYTES,
             )
-            self._files.clear()
-            self._bytes = 0
+            self.forget()
             self.emptied += 1
         return True
+
+    def forget(self) -> None:
+        """Everything: it is asked for anew."""
+        self._files.clear()
+        self._bytes = 0
 
     def snapshot(self) -> Mapping[str, bytes]:
         """What is there now; later messages do not change it."""

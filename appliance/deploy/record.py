@@ -19,6 +19,8 @@ from appliance.text import printable
 
 MAX_BAD = 16
 """Bundles in quarantine for each handler; then the oldest are forgotten."""
+MAX_BOOTS = 1 << 31
+"""Nobody starts a box so often while a version is on trial."""
 MAX_RECORD_BYTES = 256 << 10
 """Three slots with as many settings as a desired state may have, and MAX_BAD reasons."""
 
@@ -27,6 +29,8 @@ Stage = Literal["gone", "waiting", "fetching", "admitting", "storing", "canary",
 UNDER_WAY = frozenset({"fetching", "admitting", "storing", "canary"})
 _SETTLED = FAILED_STATES | {"active"}
 
+Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""Since 1970."""
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON)]
 
 
@@ -66,9 +70,9 @@ class Bad(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True,
 class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A version is in service, and not yet to be trusted."""
 
-    since_ns: int
+    since_ns: Nanoseconds
     """Wall-clock time at which it went into service."""
-    boots: int = 0
+    boots: Annotated[int, msgspec.Meta(ge=0, le=MAX_BOOTS)] = 0
     """Starts of the device since then."""
 
 
@@ -80,7 +84,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     state: HandlerState | Literal["gone"] = "gone"
     """As in the report; ``gone``: nobody wants it and nothing of it runs."""
     reason: Reason = ""
-    since_ns: int = 0
+    since_ns: Nanoseconds = 0
     """Wall-clock time at which the state began."""
     active: Slot | None = None
     previous: Slot | None = None
@@ -123,11 +127,25 @@ def encode_record(record: Record) -> bytes:
     return msgspec.json.encode(record)
 
 
-def decode_record(data: bytes) -> Record:
+def decode_record(data: bytes, handler: str) -> Record:
     """DeviceError where the record is not whole: the disk has damaged it, since writing it is one step."""
     try:
         if len(data) > MAX_RECORD_BYTES:
             raise DeviceError(f"a record of {len(data)} bytes is over the limit of {MAX_RECORD_BYTES}")
-        return msgspec.json.decode(data, type=Record)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        record = msgspec.json.decode(data, type=Record)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DeviceError(f"not a record of a deployment: {error}") from error
+    if fault := _fault(record, handler):
+        raise DeviceError(f"not a record of a deployment: {fault}")
+    return record
+
+
+def _fault(record: Record, handler: str) -> str:
+    """What no type says, and the machine never writes."""
+    if record.handler != handler:
+        return f"it is of {record.handler}"
+    if record.state in UNDER_WAY and record.candidate is None:
+        return f"{record.state}, and no candidate"
+    if record.active is None and (record.state == "active" or record.previous or record.trial):
+        return "nothing is active that should be"
+    return ""

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,14 +59,28 @@ class Store:
         self._under_way: dict[str, Bundle] = {}
         """By digest: bundles for which room was found, and which are not kept yet."""
         with writing(directory):
-            for each in (self._objects, self._incoming, self._staging, self._slots, self._records):
-                make_directory(each)
+            for each in (self._objects, self._incoming, self._records):
+                _make_fit(each, Path.is_file)
+            for each in (self._staging, self._slots):
+                _make_fit(each, Path.is_dir)
             _remove(self._records.glob(".*"))  # what a power cut has left of writing one
 
     # Files by content
 
     def has(self, digest: str) -> bool:
         return self.object(digest).is_file()
+
+    def sound(self, digest: str) -> bool:
+        """It is there, every byte of it checked. One that is damaged is removed, so that it is fetched again."""
+        file = self.object(digest)
+        with writing(file):
+            if not file.is_file():
+                return False
+            if file_digest(file) == digest:
+                return True
+            log.warning("%s is damaged: removed, and to be downloaded again", file)
+            remove_durably(file)
+            return False
 
     def object(self, digest: str) -> Path:
         """Where a file is, or would be. ValueError for what is no SHA-256."""
@@ -142,10 +156,13 @@ class Store:
             return None
         return slot
 
-    def collect(self, used: Collection[tuple[str, str]], wanted: Collection[str] = ()) -> None:
+    def collect(
+        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Container[str] = ()
+    ) -> None:
         """Remove all that is neither in a used slot (name, digest) nor wanted.
 
-        ``wanted`` are digests: of bundles (which stand for their files, too) and of other files.
+        ``wanted`` are digests of bundles, which stand for their files, too; ``documents`` of files alone. The latter
+        may become more meanwhile: whoever adds one there, and then looks whether it is here, is right.
         """
         with self._changing():
             self._under_way = {digest: each for digest, each in self._under_way.items() if digest in wanted}
@@ -154,9 +171,10 @@ class Store:
                     self._discard(slot)
             needed = self._needed(wanted)
             _remove(name for name in self._slots.iterdir() if not name.is_dir() or not any(name.iterdir()))
-            _remove(file for file in self._objects.iterdir() if file.name not in needed)
-            under_way = needed | self._open
-            _remove(file for file in self._incoming.iterdir() if file.name.partition(".")[0] not in under_way)
+            for file in (*self._objects.iterdir(), *self._incoming.iterdir()):
+                digest = file.name.partition(".")[0]
+                if not any(digest in those for those in (needed, self._open, documents)):
+                    _remove([file])
             _remove(staged for staged in self._staging.iterdir() if staged.name not in wanted)
 
     # Records
@@ -251,7 +269,7 @@ class Store:
         """Digests of all files that slots and what is wanted consist of."""
         indexes = [slot / INDEX_FILE for slot in self._slots.glob("*/*")]
         indexes += [file for digest in wanted if (file := self.object(digest)).is_file()]
-        needed = {*wanted, *(slot.name for slot in self._slots.glob("*/*"))}
+        needed = {*wanted, *(slot.name for slot in self._slots.glob("*/*"))}  # their indexes
         for index in indexes:
             try:
                 needed |= {file.sha256 for file in _read_index(index).files.values()}
@@ -280,10 +298,23 @@ def _check_slot(slot: Path, name: str, digest: str) -> None:
             raise PeerError(f"{file} is not what was kept")
 
 
+def _make_fit(directory: Path, belongs: Callable[[Path], bool]) -> None:
+    """Have a directory that holds nothing of another kind: it would be in the way for ever."""
+    for path in (directory.parent, directory):
+        if not path.is_dir() and (path.exists() or path.is_symlink()):
+            log.warning("%s is no directory: removed", path)
+            path.unlink()
+    make_directory(directory)
+    for path in directory.iterdir():
+        if path.is_symlink() or not belongs(path):
+            log.warning("%s does not belong there: removed", path)
+            _remove([path])
+
+
 def _remove(paths: Iterable[Path]) -> None:
     """Files, and directories with what is in them. Whether this survives a power cut does not matter."""
     for path in list(paths):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

@@ -45,6 +45,9 @@ MAX_DELEGATIONS = 32
 """Roles that are asked for one target."""
 READ_BYTES = 64 << 10
 
+ROOTS = "root_history"
+"""Where the client keeps the root's versions, in its directory."""
+
 _METADATA_URL = "metadata:/"
 _TARGET_URL = "target:/"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -68,6 +71,10 @@ class UntrustedError(TrustError):
     """Something does not verify: signature, version, digest, length or format."""
 
 
+class MissignedError(UntrustedError):
+    """What is wrong has been signed: not the broker's fault, and signing anew is what helps."""
+
+
 @dataclass(frozen=True)
 class SignedTarget:
     """A file that the fleet's keys have signed. Made by ``Verified`` alone."""
@@ -84,6 +91,7 @@ class VerifiedBundle:
     bundle: Bundle
     digest: str
     """SHA-256 of the index."""
+    index_bytes: int
 
 
 class Trust:
@@ -101,6 +109,7 @@ class Trust:
         self._lock = threading.Lock()  # the client's files are not for two at a time
         with writing(directory):
             make_directory(self._metadata.parent)
+            _tidy(self._floor_file, self._metadata)
             self._floor = self._read_floor(hashlib.sha256(root).hexdigest())
 
     def refresh(self, metadata: Mapping[str, bytes]) -> "Verified":
@@ -205,30 +214,30 @@ class Verified:
             return Path(self._updater.download_target(info, str(Path(scratch, "verified")))).read_bytes()
 
     def desired(self, target: SignedTarget, file: Path) -> Desired:
-        """UntrustedError for what is no desired state."""
+        """MissignedError for what is no desired state."""
         if not target.path.startswith(("devices/", "groups/")):
-            raise UntrustedError(f"{target.path} is no desired state")
+            raise MissignedError(f"{target.path} is no desired state")
         data = self.read(target, file)
         try:
             return decode_desired(data)
         except PeerError as error:
-            raise UntrustedError(f"{target.path}: {error}") from error
+            raise MissignedError(f"{target.path}: {error}") from error
 
     def bundle(self, name: str, assignment: Assignment, target: SignedTarget, file: Path) -> VerifiedBundle:
-        """UntrustedError where name, version and digest of index, target and assignment are not the same."""
+        """MissignedError where name, version and digest of index, target and assignment are not the same."""
         path = bundle_target(name, assignment.version)
         if target.path != path:
-            raise UntrustedError(f"{path} is desired, and {target.path} is something else")
+            raise MissignedError(f"{path} is desired, and {target.path} is something else")
         if target.sha256 != assignment.digest:
-            raise UntrustedError(f"{path} is signed as {target.sha256}, desired as {assignment.digest}: deploy it anew")
+            raise MissignedError(f"{path} is signed as {target.sha256}, desired as {assignment.digest}: deploy it anew")
         data = self.read(target, file)
         try:
             bundle = decode_bundle(data)
         except PeerError as error:
-            raise UntrustedError(f"{path}: {error}") from error
+            raise MissignedError(f"{path}: {error}") from error
         if (bundle.name, bundle.version) != (name, assignment.version):
-            raise UntrustedError(f"{path} is the index of {bundle.name} {bundle.version}")
-        return VerifiedBundle(bundle, target.sha256)
+            raise MissignedError(f"{path} is the index of {bundle.name} {bundle.version}")
+        return VerifiedBundle(bundle, target.sha256, target.length)
 
 
 class _Fetcher(FetcherInterface):
@@ -263,13 +272,13 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _signed(info: TargetFile) -> SignedTarget:
-    """UntrustedError for one without a SHA-256, or longer than its kind may be."""
+    """MissignedError for one without a SHA-256, or longer than its kind may be."""
     digest = info.hashes.get("sha256", "")
     if not _DIGEST.fullmatch(digest):
-        raise UntrustedError(f"{info.path} is signed without a SHA-256")
+        raise MissignedError(f"{info.path} is signed without a SHA-256")
     limit = MAX_INDEX_BYTES if info.path.startswith("handlers/") else MAX_DESIRED_BYTES
     if info.length > limit:
-        raise UntrustedError(f"{info.path} of {info.length} bytes is over the limit of {limit}")
+        raise MissignedError(f"{info.path} of {info.length} bytes is over the limit of {limit}")
     return SignedTarget(info.path, info.length, digest)
 
 
@@ -307,6 +316,26 @@ def _check_root(root: bytes, source: str = "fleet.root") -> None:
         metadata.signed.verify_delegate(Root.type, metadata.signed_bytes, metadata.signatures)
     except RepositoryError as error:
         raise ConfigError(f"{source}: no root metadata of a fleet: {error}; give the fleet's root.json") from error
+
+
+def _tidy(floor: Path, metadata: Path) -> None:
+    """Remove what a power cut has left of writing, and what else neither the client nor this module has put there."""
+    rubbish = [*floor.parent.glob(f".{floor.name}.*"), *([floor] if floor.is_dir() else [])]
+    if metadata.is_dir() and not metadata.is_symlink():
+        own = {metadata / ROOTS, metadata / "root.json"}  # the latter is a link
+        rubbish += [path for path in metadata.iterdir() if path not in own and not _is_stored(path)]
+        rubbish += [path for path in (metadata / ROOTS).glob("*") if not _is_stored(path)]
+    for path in rubbish:
+        log.warning("%s: not whole, or no part of this: removed", path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_stored(path: Path) -> bool:
+    """It could be metadata that the client has stored."""
+    return path.suffix == ".json" and path.is_file() and not path.is_symlink()
 
 
 def _clear(directory: Path) -> None:

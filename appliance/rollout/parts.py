@@ -1,14 +1,16 @@
 """What the deployments of a device's handlers have in common: the parts that carry them out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
+from appliance.deploy.desired import Assignment, Desired
 from appliance.deploy.record import Slot
 from appliance.deploy.report import HandlerReport
-from appliance.deploy.trust import VerifiedBundle
+from appliance.deploy.trust import SignedTarget, VerifiedBundle
 from appliance.deploy.watch import Sample
 from appliance.sandbox.spec import HandlerSpec
 
@@ -48,6 +50,33 @@ class Serves(Protocol):
     async def unshadow(self, name: str) -> None: ...
     async def promote(self, name: str) -> None: ...
     def sample(self, name: str, *, shadow: bool = False) -> Sample | None: ...
+
+
+class Verifies(Protocol):
+    """:class:`appliance.deploy.trust.Verified`; blocking."""
+
+    @property
+    def versions(self) -> Mapping[str, int]: ...
+    @property
+    def expires(self) -> datetime: ...
+    def target(self, path: str) -> SignedTarget | None: ...
+    def desired(self, target: SignedTarget, file: Path) -> Desired: ...
+    def bundle(self, name: str, assignment: Assignment, target: SignedTarget, file: Path) -> VerifiedBundle: ...
+
+
+class Trusts(Protocol):
+    """:class:`appliance.deploy.trust.Trust`; blocking."""
+
+    def refresh(self, metadata: Mapping[str, bytes]) -> Verifies: ...
+
+
+class Stores(Slots, Protocol):
+    """:class:`appliance.deploy.store.Store`; blocking."""
+
+    def collect(
+        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Container[str] = ()
+    ) -> None: ...
+    def records(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,12 @@ class Rollout:
         self._order, self._ordered = None, False
         self._happens(ev.Stale(reason))
 
+    def try_again(self) -> None:
+        """What waits to be tried again need not wait any longer; if it fails, the next wait is as long as ever."""
+        if self._retry_at is not None:
+            self._retry_at = self._clock()
+            self._wake.set()
+
     @property
     def used(self) -> frozenset[tuple[str, str]]:
         """(name, digest) of slots that must stay."""
@@ -102,11 +108,16 @@ class Rollout:
         """Read the record and start what it says; nothing where there is none."""
         try:
             data = await in_thread(self._parts.store.read_record, self.name)
-            if data is None:
-                return
-            self.record = decode_record(data)
         except DeviceError as error:
-            log.warning("event=record_damaged handler=%s error=%s", self.name, error)
+            log.warning("event=record_not_read handler=%s error=%s", self.name, error)
+            return
+        if data is None:
+            return
+        try:
+            self.record = decode_record(data, self.name)
+        except DeviceError as error:
+            log.warning("event=record_damaged handler=%s action=begun_anew error=%s", self.name, error)
+            await self._remove_record()
             return
         self._happens(ev.Booted())
         await self._catch_up()
@@ -202,12 +213,15 @@ class Rollout:
 
     async def _forget(self) -> None:
         if not self.record.bad:
-            try:
-                await in_thread(self._parts.store.remove_record, self.name)
-            except DeviceError as error:
-                log.warning("event=record_not_removed handler=%s error=%s", self.name, error)
+            await self._remove_record()
         self._said = None
         self._parts.report(self.name, None)
+
+    async def _remove_record(self) -> None:
+        try:
+            await in_thread(self._parts.store.remove_record, self.name)
+        except DeviceError as error:
+            log.warning("event=record_not_removed handler=%s error=%s", self.name, error)
 
     # --- work ----------------------------------------------------------------------------------------------------
 
@@ -237,6 +251,8 @@ class Rollout:
             if await in_thread(store.slot, self.name, slot.digest) is not None:
                 return ev.Fetched()
             await in_thread(store.check_room, bundle)
+            if not await in_thread(store.has, bundle.digest):  # it was here, and is gone or was damaged
+                await self._parts.downloads.fetch(bundle.digest, bundle.index_bytes, lambda _: None)
             here = 0
             for file in bundle.bundle.files.values():
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Container
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ def bundle_of(version: str, name: str = "parts") -> VerifiedBundle:
     """Two files, of which all versions share one."""
     digest = hashlib.sha256(f"{name} {version}".encode()).hexdigest()
     files = {"handler.toml": BundleFile(digest[::-1], 100), "model.tflite": BundleFile("f" * 64, 900)}
-    return VerifiedBundle(Bundle(name=name, version=version, files=files), digest)
+    return VerifiedBundle(Bundle(name=name, version=version, files=files), digest, 300)
 
 
 def slot(version: str, name: str = "parts", **settings: str) -> Slot:
@@ -61,6 +61,7 @@ class MemoryStore:
 
     def check_room(self, bundle: VerifiedBundle) -> None:
         self._call("check_room")
+        self.objects.add(bundle.digest)  # it was verified, so its index is here
 
     def stage(self, bundle: VerifiedBundle) -> Path:
         self._call("stage")
@@ -76,7 +77,9 @@ class MemoryStore:
         self._call("slot")
         return Path("/slots", name, digest) if (name, digest) in self.slots else None
 
-    def collect(self, used: Collection[tuple[str, str]], wanted: Collection[str] = ()) -> None:
+    def collect(
+        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Container[str] = ()
+    ) -> None:
         self._call("collect")
         self.collected.append((set(used), set(wanted)))
         self.slots &= set(used)
@@ -98,7 +101,7 @@ class MemoryStore:
         return sorted(self.records_kept)
 
     def record(self, name: str = "parts") -> Record:
-        return decode_record(self.records_kept[name])
+        return decode_record(self.records_kept[name], name)
 
     def _call(self, method: str) -> None:
         self.calls[method] += 1

@@ -43,7 +43,7 @@ def detector(version: str, model: bytes = MODEL) -> BundleOnOffer:
     files = {name: BundleFile(hashlib.sha256(data).hexdigest(), len(data)) for name, data in contents.items()}
     bundle = Bundle(name="detector", version=version, files=files)
     index = encode_bundle(bundle)
-    return BundleOnOffer(VerifiedBundle(bundle, hashlib.sha256(index).hexdigest()), contents, index)
+    return BundleOnOffer(VerifiedBundle(bundle, hashlib.sha256(index).hexdigest(), len(index)), contents, index)
 
 
 class Scene:

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.deploy.chunks import WINDOW, Assembly
+from appliance.deploy.chunks import MAX_WINDOW, WINDOW_BYTES, Assembly, window_of
 from appliance.deploy.fleet_topics import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from appliance.errors import PeerError
 
 SIZE = MIN_CHUNK_BYTES
+WINDOW = window_of(SIZE)
 
 
 def pieces_of(data: bytes, size: int = SIZE) -> list[bytes]:
@@ -44,7 +45,7 @@ def test_any_order_gives_the_file_from_wherever_it_had_come_to(length: int, have
 
 @given(st.lists(st.tuples(st.integers(-2, 1 << 20), st.integers(0, 3 * SIZE), st.booleans()), max_size=200))
 def test_memory_is_bounded_by_the_window_whatever_comes(messages: list[tuple[int, int, bool]]) -> None:
-    assembly = Assembly("d", 100 * SIZE)
+    assembly = Assembly("d", 200 * SIZE)
     assembly.accept(0, bytes(SIZE))
     held = SIZE
     taken = 0
@@ -62,18 +63,18 @@ def test_memory_is_bounded_by_the_window_whatever_comes(messages: list[tuple[int
 
 
 def test_nothing_is_asked_for_before_the_first_piece_says_how_long_they_are() -> None:
-    assembly = Assembly("d", 40 * SIZE)
+    assembly = Assembly("d", 200 * SIZE)
     assert assembly.wanted() == {0}
     assert not assembly.accept(1, bytes(SIZE))
     assembly.accept(0, bytes(2 * SIZE))
     assert assembly.chunk_bytes == 2 * SIZE
-    assert assembly.wanted() == set(range(1, WINDOW))
+    assert assembly.wanted() == set(range(1, window_of(2 * SIZE)))
     assembly.take()
-    assert assembly.wanted() == set(range(1, WINDOW + 1))
+    assert assembly.wanted() == set(range(1, window_of(2 * SIZE) + 1))
 
 
 def test_what_is_not_taken_yet_holds_the_window_where_it_is() -> None:
-    assembly = Assembly("d", 40 * SIZE)
+    assembly = Assembly("d", 200 * SIZE)
     for index in range(WINDOW):
         assert assembly.accept(index, bytes(SIZE))
     assert assembly.wanted() == frozenset()
@@ -99,6 +100,12 @@ def test_a_piece_that_is_cut_otherwise_is_refused(index: int, length: int) -> No
     assembly.accept(0, bytes(SIZE))
     with pytest.raises(PeerError, match=f"chunk {index} of abcd has {length} bytes"):
         assembly.accept(index, bytes(length))
+
+
+def test_a_window_is_as_many_bytes_however_the_file_is_cut() -> None:
+    for size in (MIN_CHUNK_BYTES, 4 << 10, 32 << 10, MAX_CHUNK_BYTES):
+        assert window_of(size) * size <= WINDOW_BYTES
+        assert window_of(size) == MAX_WINDOW or (window_of(size) + 1) * size > WINDOW_BYTES
 
 
 def test_an_empty_message_is_no_piece() -> None:

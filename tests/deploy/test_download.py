@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from retained_double import Message, RetainedDouble
 
 from appliance.deploy import download
-from appliance.deploy.chunks import WINDOW
+from appliance.deploy.chunks import window_of
 from appliance.deploy.download import AT_A_TIME, Downloads
 from appliance.deploy.fleet_topics import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, FleetTopics
 from appliance.deploy.store import Store
@@ -21,6 +21,7 @@ from appliance.errors import DeviceError, PeerError
 
 TOPICS = FleetTopics("fleet", "farm")
 SIZE = MIN_CHUNK_BYTES
+WINDOW = window_of(SIZE)
 
 
 class Scene:

@@ -11,6 +11,7 @@ from rollout_doubles import PaperServing, spec_of, until
 
 from appliance import deployer as module
 from appliance.config import FleetConfig
+from appliance.deploy import asking
 from appliance.deploy.download import Downloads
 from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.metadata import MAX_METADATA_FILES
@@ -51,6 +52,8 @@ async def _admitted(_spec: object) -> None:
 async def test_after_a_flood_the_box_asks_again_and_converges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFRESH_SECONDS", 0.01)
     monkeypatch.setattr(module, "SETTLE_SECONDS", 0.005)
+    monkeypatch.setattr(asking, "FIRST_ASK", 0.01)
+    monkeypatch.setattr(asking, "LAST_ASK", 0.01)
     fleet = Fleet()
     fleet.deploy("box", {})
     fleet.publish()

@@ -163,7 +163,7 @@ def test_a_newer_order_ends_what_is_under_way(state: str) -> None:
 def test_the_old_version_wanted_again_ends_what_is_under_way(state: str) -> None:
     record, done = step(TO_B[state], Wanted(A), NOW)
     assert (record.state, record.candidate, record.active) == ("active", None, A)
-    assert done == (Save(), Abandon())
+    assert done == (Save(), Abandon(), Collect())
 
 
 def test_a_lower_version_is_as_good_as_a_higher_one() -> None:
@@ -174,7 +174,7 @@ def test_a_lower_version_is_as_good_as_a_higher_one() -> None:
 def test_a_refused_one_is_quarantined_and_what_runs_goes_on(state: str) -> None:
     record, done = step(TO_B[state], Refused("3 faults"), NOW)
     assert (record.state, record.reason, record.active, record.candidate) == ("refused", "3 faults", A, None)
-    assert done == (Save(), Abandon())
+    assert done == (Save(), Abandon(), Collect())
     again = after(record, Wanted(C), Wanted(B))
     assert (again.state, again.reason, again.active) == ("refused", "3 faults", A)
     assert step(again, Wanted(B), NOW) == (again, ())
@@ -316,7 +316,7 @@ def test_what_cannot_be_verified_is_not_begun_with() -> None:
     for final, state in ((False, "waiting"), (True, "refused")):
         record, done = step(TO_B["canary"], Blocked(C, "expired", final), NOW)
         assert (record.state, record.reason, record.candidate, record.active) == (state, "expired", None, A)
-        assert done == (Save(), Abandon())
+        assert done == (Save(), Abandon(), Collect())
         assert after(record, Wanted(C)).candidate == C
 
 
@@ -399,7 +399,7 @@ class Device(RuleBasedStateMachine):
         self.off()
 
     def off(self) -> None:
-        self.record = decode_record(self.disk)
+        self.record = decode_record(self.disk, "parts")
         self.served: Slot | None = None
         self.tried: Slot | None = None
         self.work: Event | None = None
@@ -423,7 +423,7 @@ class Device(RuleBasedStateMachine):
                 return
             if action == Save():
                 self.disk, self.record = encode_record(record), record
-                assert decode_record(self.disk) == record
+                assert decode_record(self.disk, "parts") == record
             else:
                 damaged += self.do(action)
         if isinstance(event, Passed) and self.record.active and not self.record.trial:
@@ -578,7 +578,7 @@ class Device(RuleBasedStateMachine):
     @invariant()
     def the_record_is_sound(self) -> None:
         record = self.record
-        assert record == decode_record(self.disk)
+        assert record == decode_record(self.disk, "parts")
         needed = (record.active, record.previous, record.candidate if record.state == "canary" else None)
         assert {slot.digest for slot in needed if slot} <= self.kept | self.broken
         assert len(record.bad) <= MAX_BAD

@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +36,7 @@ RECORD = Record(
 
 
 def test_a_record_comes_back() -> None:
-    assert decode_record(encode_record(RECORD)) == RECORD
+    assert decode_record(encode_record(RECORD), "parts") == RECORD
 
 
 def test_the_largest_record_is_within_its_bound() -> None:
@@ -49,28 +50,45 @@ def test_the_largest_record_is_within_its_bound() -> None:
         active=slots[0],
         previous=slots[1],
         candidate=slots[2],
-        trial=Trial(since_ns=2**63),
+        trial=Trial(since_ns=2**63 - 1),
         bad=(bad,) * MAX_BAD,
     )
     assert len(encode_record(record)) <= MAX_RECORD_BYTES <= STORED_BYTES
-    assert decode_record(encode_record(record)) == record
+    assert decode_record(encode_record(record), "p" * 64) == record
 
 
 def test_a_larger_one_is_not_read() -> None:
     with pytest.raises(DeviceError, match="over the limit"):
-        decode_record(b" " * (MAX_RECORD_BYTES + 1))
+        decode_record(b" " * (MAX_RECORD_BYTES + 1), "parts")
 
 
 @given(st.integers(0, len(encode_record(RECORD)) - 1))
 def test_a_record_that_is_cut_is_none(length: int) -> None:
     with pytest.raises(DeviceError, match="not a record"):
-        decode_record(encode_record(RECORD)[:length])
+        decode_record(encode_record(RECORD)[:length], "parts")
 
 
 @given(st.binary(max_size=200))
 def test_anything_else_is_none(data: bytes) -> None:
     with pytest.raises(DeviceError):
-        decode_record(data)
+        decode_record(data, "parts")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("handler", "door", "it is of door"),
+        ("candidate", None, "canary, and no candidate"),
+        ("active", None, "nothing is active"),
+        ("since_ns", 2**63, "since_ns"),
+        ("since_ns", -1, "since_ns"),
+        ("trial", {"since_ns": 1, "boots": 2**40}, "boots"),
+    ],
+)
+def test_one_that_no_device_has_written_is_none(field: str, value: object, why: str) -> None:
+    data = msgspec.json.encode({**msgspec.json.decode(encode_record(RECORD)), field: value})
+    with pytest.raises(DeviceError, match=why):
+        decode_record(data, "parts")
 
 
 def test_what_is_in_quarantine_is_so_with_any_settings_or_with_these() -> None:

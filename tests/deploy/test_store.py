@@ -266,6 +266,30 @@ def test_what_no_slot_needs_and_nobody_wants_goes(scene: Scene) -> None:
     }  # fmt: skip
 
 
+def test_a_document_stays_and_what_it_names_goes(scene: Scene) -> None:
+    """The index of a bundle that is refused is asked for again and again; its files are not."""
+    refused = detector("1.0.0")
+    scene.download(refused)
+    scene.store.check_room(refused.verified)
+    scene.store.stage(refused.verified)
+    scene.store.collect(used=(), documents={refused.digest})
+    assert [file.name for file in (scene.path / "objects").iterdir()] == [refused.digest]
+    assert list((scene.path / "staging").iterdir()) == []
+    assert scene.store._under_way == {}
+
+
+def test_a_document_that_is_needed_from_now_on_stays(scene: Scene) -> None:
+    document = scene.store.object(scene.digest(b"desired"))
+    document.write_bytes(b"desired")
+
+    class Documents:
+        def __contains__(self, digest: object) -> bool:
+            return digest == document.name  # as it is when its turn comes
+
+    scene.store.collect(used=(), documents=Documents())
+    assert scene.store.has(document.name)
+
+
 def test_a_file_that_is_being_downloaded_is_not_collected(scene: Scene) -> None:
     data = os.urandom(2 * MIN_CHUNK_BYTES)
     with scene.partial(data) as file:
@@ -273,6 +297,40 @@ def test_a_file_that_is_being_downloaded_is_not_collected(scene: Scene) -> None:
         scene.store.collect(used=())
         file.append(data[MIN_CHUNK_BYTES:], MIN_CHUNK_BYTES)
         assert file.finish().read_bytes() == data
+
+
+# Damage
+
+
+def test_a_damaged_file_is_none_and_goes(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    bundle = detector("1.0.0")
+    scene.download(bundle)
+    file = scene.store.object(bundle.digest)
+    assert scene.store.sound(bundle.digest)
+    file.chmod(0o644)
+    file.write_bytes(b"other" + bundle.index[5:])
+    assert not scene.store.sound(bundle.digest)
+    assert not file.exists()
+    assert "is damaged: removed" in caplog.text
+    assert not scene.store.sound(bundle.digest)
+
+
+@pytest.mark.parametrize("name", ["objects", "incoming", "staging", "slots", "records", "."])
+def test_what_is_in_the_way_of_a_directory_is_removed(
+    scene: Scene, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(scene.path / name)
+    (scene.path / name).write_bytes(b"")
+    scene.restart()
+    scene.keep(detector("1.0.0"))
+    assert "is no directory: removed" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["objects/a", "incoming/a", "records/detector.json"])
+def test_a_directory_in_place_of_a_file_is_removed(scene: Scene, name: str) -> None:
+    (scene.path / name / "within").mkdir(parents=True)
+    scene.restart()
+    assert not (scene.path / name).exists()
 
 
 # Records
@@ -316,9 +374,9 @@ def test_a_record_has_a_bound(scene: Scene) -> None:
 
 
 def test_a_disk_that_fails_is_the_devices_fault(tmp_path: Path) -> None:
-    (tmp_path / "deploy").write_bytes(b"")
+    (tmp_path / "state").write_bytes(b"")
     with pytest.raises(DeviceError, match="--state"):
-        Store(tmp_path / "deploy", 1)
+        Store(tmp_path / "state" / "deploy", 1)
     scene = Scene(tmp_path / "other")
     shutil.rmtree(scene.path)
     with pytest.raises(DeviceError, match="--state"):

@@ -295,6 +295,17 @@ def test_a_root_that_was_seen_cannot_be_withheld(box: Box, fleet: Fleet) -> None
         box.trust.refresh(old)
 
 
+def test_what_a_power_cut_has_left_of_writing_is_removed(box: Box) -> None:
+    box.refresh()
+    kept = sorted(box.directory.rglob("*"))
+    for name in (".floor.json.x1", "metadata/tmpab12", "metadata/root_history/half"):
+        (box.directory / name).write_bytes(b"half")
+    (box.directory / "metadata" / "more").mkdir()
+    box.restart()
+    assert sorted(box.directory.rglob("*")) == kept
+    box.refresh()
+
+
 def test_a_damaged_floor_is_begun_anew(box: Box, fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
     box.refresh()
     (box.directory / "floor.json").write_bytes(b"{")

@@ -1,8 +1,11 @@
-"""Every fault a handler can have, one after another beside a good neighbour: ``make faults``.
+"""Every fault a handler can have, one after another beside a good neighbour, then power cuts: ``make faults``.
 
-For each: what happened, how long the bad frame lasted, how soon the handler served again, and what its neighbour on the
-same camera lost. Exit code 1 where something else happened than should, or the neighbour lost a frame; times over their
-targets are marked, since they depend on the machine.
+For each fault: what happened, how long the bad frame lasted, how soon the handler served again, and what its neighbour
+on the same camera lost. Exit code 1 where something else happened than should, or the neighbour lost a frame; times
+over their targets are marked, since they depend on the machine.
+
+The power is cut during whole installs (``cut_installs.py``), on a real ext4 that forgets what was not flushed. Exit
+code 1 where a box did not run the old or the new version at once, whole, or did not finish the deployment.
 """
 
 import argparse
@@ -16,12 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+from cut_installs import DISK_MEGABYTES, courses, power_cuts
 from hostile_set import DEADLINE_MS, HOSTILE, RULE, Hostile
 from neighbourhood import Neighbourhood, hostile_spec, neighbourhood
+from power_cuts import disk, unavailable
 from sandbox_bench import NOTHING, until
 
 KILL_TARGET_MS = DEADLINE_MS + 50
 RECOVER_TARGET_MS = 100
+CUTS = 1000
+SEED = 2026
 
 
 @dataclass(frozen=True)
@@ -142,9 +149,32 @@ async def matrix(chosen: str, state: Path) -> list[Row]:
     return rows
 
 
+def cut_the_power(count: int, seed: int) -> bool:
+    """False where something was broken afterwards."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        directory = Path(name)
+        if reason := unavailable(directory):
+            print(f"no power cuts: {reason}")
+            return True
+        installs = courses(directory / "courses")
+        started = monotonic()
+        try:
+            with disk(directory, DISK_MEGABYTES) as drive:
+                tally = power_cuts(installs, drive, seed, count)
+        except AssertionError as error:
+            print("FAIL power cuts:", error, *getattr(error, "__notes__", ()), sep="\n")
+            return False
+    by_scene = ", ".join(f"{name} {number}" for name, number in tally.by_scene.items())
+    print(f"ok   {tally}, in {monotonic() - started:.0f} s\n     {by_scene}")
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="TEXT", help="faults with this in their name")
+    parser.add_argument("--cuts", type=int, default=CUTS, metavar="N", help="power cuts; 0 for none")
+    parser.add_argument("--seed", type=int, default=SEED, metavar="N", help="of the moments at which power is cut")
     arguments = parser.parse_args()
     logging.disable()  # the table says it
     with tempfile.TemporaryDirectory() as directory:
@@ -155,7 +185,8 @@ def main() -> None:
     print(
         f"targets: killed within the deadline of {DEADLINE_MS} ms + 50 ms, serving again within {RECOVER_TARGET_MS} ms"
     )
-    sys.exit(wrong > 0)
+    whole = arguments.cuts == 0 or cut_the_power(arguments.cuts, arguments.seed)
+    sys.exit(wrong > 0 or not whole)
 
 
 if __name__ == "__main__":

@@ -170,10 +170,14 @@ class Subscriber:
 
 
 class Gate:
-    """A TCP port in front of a broker that can be shut: nobody listens then."""
+    """A TCP port in front of a broker that can be shut: nobody listens then. What comes is passed ``delay`` later."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, delay: float = 0.0) -> None:
         self._target = target
+        self._delay = delay
+        self.to_broker = 0
+        """Bytes so far, of all connections."""
+        self.from_broker = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = free_port()
@@ -214,8 +218,8 @@ class Gate:
             inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._target)
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(_copy(reader, inner_writer))
-                    tasks.create_task(_copy(inner_reader, writer))
+                    tasks.create_task(_copy(reader, inner_writer, self._delay, self._to_broker))
+                    tasks.create_task(_copy(inner_reader, writer, self._delay, self._from_broker))
             finally:
                 inner_writer.transport.abort()
         except* OSError:
@@ -223,9 +227,22 @@ class Gate:
         finally:
             writer.transport.abort()
 
+    def _to_broker(self, count: int) -> None:
+        self.to_broker += count
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _from_broker(self, count: int) -> None:
+        self.from_broker += count
+
+
+async def _copy(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float, count: Callable[[int], None]
+) -> None:
+    loop = asyncio.get_running_loop()
     while data := await reader.read(65536):
-        writer.write(data)
+        count(len(data))
+        if delay:
+            loop.call_later(delay, writer.write, data)
+        else:
+            writer.write(data)
         await writer.drain()
     raise ConnectionError("ended")

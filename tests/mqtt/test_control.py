@@ -42,6 +42,12 @@ async def connected(control: Control) -> None:
     await until(lambda: control.connection.connected)
 
 
+async def until_it_ends(control: Control) -> None:
+    async with asyncio.timeout(PATIENCE), control:
+        await connected(control)
+        await asyncio.Event().wait()
+
+
 async def test_listeners_hear_what_their_filters_match_once_each(broker: Mosquitto) -> None:
     one: list[Received] = []
     other: list[Received] = []
@@ -194,9 +200,7 @@ async def test_what_a_listener_raises_ends_the_body(broker: Mosquitto) -> None:
     control.listen(["a"], broken)
     control.send(Message("a", b"x"))
     with pytest.raises(ExceptionGroup) as raised:
-        async with asyncio.timeout(PATIENCE), control:
-            await connected(control)
-            await asyncio.Event().wait()
+        await until_it_ends(control)
     assert raised.group_contains(ZeroDivisionError)
 
 
@@ -204,9 +208,7 @@ async def test_what_a_call_at_the_connection_raises_ends_the_body(broker: Mosqui
     control = control_of(broker)
     control.on_connected(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
     with pytest.raises(ExceptionGroup) as raised:
-        async with asyncio.timeout(PATIENCE), control:
-            await connected(control)
-            await asyncio.Event().wait()
+        await until_it_ends(control)
     assert raised.group_contains(ZeroDivisionError)
 
 

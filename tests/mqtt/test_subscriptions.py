@@ -18,6 +18,7 @@ from scripted_broker import (
     says,
 )
 
+from appliance.deploy.chunks import MAX_WINDOW
 from appliance.deploy.fleet_topics import MAX_CHUNK_BYTES, MAX_METADATA_BYTES, FleetTopics
 from appliance.mqtt.client import MAX_COMPLAINTS, MAX_FILTERS, Client
 from appliance.mqtt.endpoint import Endpoint
@@ -289,6 +290,20 @@ async def test_what_is_too_long_is_dropped_alone(message: bytes) -> None:
 async def test_a_topic_that_is_no_text_ends_the_connection() -> None:
     async with fake_broker([says(CONNACK + publish(b"\xff\xfe"))]) as endpoint, running(endpoint, Listener()) as client:
         await error_with(client, "not UTF-8")
+
+
+async def test_the_broker_may_send_a_downloads_window_at_a_time() -> None:
+    told = asyncio.get_running_loop().create_future()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        told.set_result(await reader.read(1000))
+        writer.transport.abort()
+
+    server = await asyncio.start_server(converse, "127.0.0.1", 0)
+    endpoint = Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])
+    async with server, running(endpoint, Listener()), asyncio.timeout(PATIENCE):
+        assert b"\x21" + struct.pack("!H", MAX_WINDOW) in await told, "Receive Maximum"
+        server.close()
 
 
 async def test_messages_that_are_begun_and_never_finished_are_bounded() -> None:

@@ -59,6 +59,16 @@ async def test_nothing_is_done_before_it_is_written_down(box: Box) -> None:
         await until(lambda: rollout.record.state == "active")
 
 
+async def test_a_damaged_record_is_begun_anew(box: Box, caplog: pytest.LogCaptureFixture) -> None:
+    for data in (b"garbage", b'{"handler":"parts","state":"canary"}', b'{"handler":"door"}'):
+        box.store.records_kept["parts"] = data
+        async with box.rollout() as rollout:
+            assert rollout.record.state == "gone"
+            assert "parts" not in box.store.records_kept
+            await deploy(rollout, box, "1.0.0")
+    assert caplog.text.count("event=record_damaged") == 3
+
+
 async def test_a_record_that_cannot_be_written_is_said(box: Box) -> None:
     async with box.rollout() as rollout:
         await deploy(rollout, box, "1.0.0")
