@@ -103,6 +103,13 @@ async def test_brokers_that_misbehave_are_left_and_tried_again(
         assert client.connection.error == ""
 
 
+async def test_connections_that_are_lost_at_once_again_and_again_raise_a_question() -> None:
+    listener = Listener()
+    async with fake_broker([says(CONNACK, stay=False)]) as endpoint, running(endpoint, listener, 0.001) as client:
+        await error_with(client, "was lost")
+        await error_with(client, "is there another")
+
+
 async def test_whatever_a_broker_says_the_next_one_is_heard() -> None:
     """Noise after the CONNACK: first bytes of every kind of packet, then anything."""
     chance = random.Random(1)
