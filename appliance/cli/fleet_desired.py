@@ -267,14 +267,15 @@ def _follow(
     directory: Path, wanted: "Wanted", name: str, to: Iterable[str], *, no_send: bool, no_wait: bool, timeout: float
 ) -> None:
     """Send what is signed, and wait for the devices."""
+    from appliance.deploy.record import slot_of  # noqa: PLC0415
     from appliance.fleet.assignments import target_of  # noqa: PLC0415
 
     if no_send or not send(directory) or no_wait:
         return
-    expected: dict[str, list[str]] = defaultdict(list)
+    expected: dict[object, list[str]] = defaultdict(list)
     for target in map(target_of, to):
         assignment = wanted.of(target, name)
-        expected[assignment.digest if assignment else ""].append(target)
+        expected[slot_of(assignment).report if assignment else None].append(target)
     raise SystemExit(
         max(_wait(directory, name, wanted.of(targets[0], name), targets, timeout) for targets in expected.values())
     )
@@ -284,6 +285,7 @@ def _wait(directory: Path, name: str, assignment: "Assignment | None", targets: 
     """The exit code of waiting until devices and groups run one assignment."""
     from appliance.console.fleet import fleet_display  # noqa: PLC0415
     from appliance.console.plain import plain_console  # noqa: PLC0415
+    from appliance.deploy.record import slot_of  # noqa: PLC0415
     from appliance.fleet.operate import wait_for  # noqa: PLC0415
     from appliance.fleet.repository import Fleet  # noqa: PLC0415
     from appliance.fleet.watching import EXIT_UNANSWERED, Expected  # noqa: PLC0415
@@ -293,6 +295,7 @@ def _wait(directory: Path, name: str, assignment: "Assignment | None", targets: 
         handler=name,
         digest=assignment.digest if assignment else None,
         version=assignment.version if assignment else "",
+        changes=slot_of(assignment).changes if assignment else "",
         devices=frozenset(each for kind, each in named if kind == "devices"),
         groups=frozenset(each for kind, each in named if kind == "groups"),
     )
