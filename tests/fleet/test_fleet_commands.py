@@ -326,6 +326,7 @@ def test_a_developer_publishes_in_a_clone_and_the_operator_takes_it_in(
 ) -> None:
     clone = desk.clone("clone")
     said = clone.run("publish", handler(tmp_path, "acme-count"), "--as", "acme", "--key", acme, code=3)
+    assert "the operator's `appliance fleet refresh` takes them in" in said
     assert "snapshot has 0 of 1 signatures" in said
     clone.run("publish", handler(tmp_path, "acme-count", "1.1.0"), "--as", "acme", "--key", acme, code=3)
     desk = Desk(clone.directory)
