@@ -41,7 +41,7 @@ from appliance.sandbox.spec import HandlerSpec
 from appliance.serving import Serving
 from appliance.snapshot import Snapshots
 from appliance.source_process import SourceEnd, SourceOrder, SourceProcess
-from appliance.summary import Summary, Verdicts, counted, dropped_by_cause, summarise
+from appliance.summary import Summary, Verdicts, captured_by, dropped_by_cause, summarise
 from appliance.telling import Telling
 from appliance.transport.identity import ensure_certificate
 from appliance.transport.link import is_loopback
@@ -394,8 +394,8 @@ class Appliance:
 
     @property
     def captured(self) -> int:
-        """Pictures that the cameras gave, by their sources' last word."""
-        return counted(self.door.sources, "captured")
+        """Pictures that the cameras gave, as far as is known."""
+        return captured_by(self.door.sources)
 
     def _counters(self) -> Mapping[str, Any]:
         """For the stats message."""

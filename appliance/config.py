@@ -14,9 +14,10 @@ import msgspec
 from appliance.errors import ConfigError
 from appliance.frame import MAX_NAME, MAX_TAG, NAME_PATTERN, RESERVED_TAGS, is_name
 
-Name = Annotated[
-    str, msgspec.Meta(pattern=rf"^{NAME_PATTERN.pattern}\Z", description="lower-case letters, digits, - and _")
-]
+_NAME = rf"^{NAME_PATTERN.pattern}\Z"
+_NO_NAME = f"Expected `str` matching regex {_NAME!r}"
+"""What msgspec says of a text that is no name: true, and of no help to whoever wrote it."""
+Name = Annotated[str, msgspec.Meta(pattern=_NAME, description="lower-case letters, digits, - and _")]
 Tag = Annotated[int, msgspec.Meta(ge=0, le=MAX_TAG)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -202,7 +203,8 @@ def load_config(path: Path | None) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}; docs/configuration.md describes every key") from error
+        text = str(error).replace(_NO_NAME, "Expected lower-case letters, digits, - and _")
+        raise ConfigError(f"{path}: {text}; docs/configuration.md describes every key") from error
     try:
         return _beside(config, path.absolute().parent)
     except RuntimeError as error:  # pathlib's, for "~somebody" who does not exist
@@ -213,6 +215,8 @@ def check_config(config: Config) -> None:
     """ConfigError for what no single key shows."""
     _unique("cameras", [camera.name for camera in config.cameras])
     _unique("zipper.peers", [peer.name for peer in config.zipper.peers])
+    if config.fleet.name and not config.mqtt.url:
+        raise ConfigError("mqtt.url: missing; a box with fleet.name needs the fleet's broker")
     for camera in config.cameras:
         if camera.tag in RESERVED_TAGS:
             raise ConfigError(f"camera {camera.name}: tag {camera.tag:#x} is reserved for the system")

@@ -290,11 +290,18 @@ class Deployer:
         if self._verified is not None and self._wall() >= self._verified.expires.timestamp():
             self._is_stale(str(error))
         elif isinstance(error, UntrustedError):
-            self._stand("untrusted", str(error))
+            doubt = "; is fleet.root the root.json of this fleet?" if self._verified is None else ""
+            self._stand("untrusted", f"{error}{doubt}")
         elif self._verified is None:
-            self._stand("waiting", str(error))
+            self._stand("waiting", str(error) if self._cache.snapshot() else self._nothing_came())
         elif self.standing.state == "current":
             self._stand("current", str(error))  # news is under way
+
+    def _nothing_came(self) -> str:
+        return (
+            f"nothing has come on {self._topics.all_metadata}: are fleet.name and fleet.prefix right, may this device "
+            f"read it, and has the fleet sent anything (appliance fleet refresh)?"
+        )
 
     async def _end_ordering(self) -> None:
         if self._ordering is not None:

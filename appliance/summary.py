@@ -96,9 +96,10 @@ def summarise(
     )
 
 
-def counted(sources: Mapping[str, SourceStatus], counter: str) -> int:
-    """Of one counter, by all sources' last word."""
-    return sum(status.report.counters.get(counter, 0) for status in sources.values() if status.report is not None)
+def captured_by(sources: Mapping[str, SourceStatus]) -> int:
+    """Pictures that the cameras gave: by their sources' last word, and no fewer than have come since."""
+    said = [status.report.counters.get("captured", 0) if status.report else 0 for status in sources.values()]
+    return sum(max(each, status.received) for each, status in zip(said, sources.values(), strict=True))
 
 
 def dropped_by_cause(

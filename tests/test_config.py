@@ -264,3 +264,15 @@ def test_a_name_can_be_made_of_any_host_name(host: str) -> None:
 def test_a_host_name_is_recognised_in_the_devices_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "Kitchen.Pi.local")
     assert device_name(Config()) == "kitchen-pi-local"
+
+
+def test_a_box_of_a_fleet_needs_the_fleets_broker(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mqtt\.url: missing"):
+        check_config(load_config(written(tmp_path, '[fleet]\nname = "shops"\nroot = "root.json"\n')))
+
+
+def test_what_is_no_name_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"Expected lower-case letters, digits, - and _ - at `\$\.fleet\.groups\[0\]`"
+    ):
+        load_config(written(tmp_path, '[fleet]\ngroups = ["Tills!"]\n'))

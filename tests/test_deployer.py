@@ -166,6 +166,12 @@ async def test_documents_go_from_all_to_the_device(device: Device) -> None:
         await until(lambda: device.of_handlers["counter"][-1] is None)
 
 
+async def test_where_nothing_comes_at_all_the_device_says_what_to_look_at(device: Device) -> None:
+    async with device.deployer():
+        await until(lambda: f"nothing has come on {TOPICS.all_metadata}" in device.said.reason)
+        assert device.said.state == "waiting"
+
+
 async def test_no_document_is_nothing_desired(device: Device) -> None:
     deploy(device, "detector")
     async with device.deployer():
@@ -298,6 +304,15 @@ async def test_forged_metadata_leaves_what_was_verified_in_force(device: Device)
         assert device.said.metadata["timestamp"] == 2
         device.broker.publish({topic: good})
         await until(lambda: device.said.state == "current")
+
+
+async def test_a_device_with_the_root_of_another_fleet_says_so(device: Device) -> None:
+    device.fleet.first_root = Fleet().first_root
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.said.state == "untrusted")
+        assert "is fleet.root the root.json of this fleet?" in device.said.reason
+    assert device.running == {}
 
 
 async def test_a_forgery_does_not_hide_that_the_metadata_has_expired(device: Device) -> None:

@@ -148,6 +148,7 @@ def sign(role: str, yes: bool, directory: Path, key_paths: tuple[Path, ...], pas
             if not yes and not click.confirm("Sign this?", err=True):
                 raise ConfigError("nothing was signed")
         tell(add_signature(opened, role, keys, utc_now()))
+        click.echo("`appliance fleet refresh` sends it")
 
 
 @fleet.command(short_help="Renew signatures, take in what waits, and send what the broker lacks.")

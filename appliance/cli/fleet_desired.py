@@ -114,9 +114,11 @@ def deploy(
 
 @click.command(short_help="Take a handler away from devices.")
 @click.argument("name")
+@click.option("--forget", is_flag=True, help="Say nothing about it any more: what weaker groups say counts again.")
 @desired_options
 def undeploy(
     name: str,
+    forget: bool,
     to: tuple[str, ...],
     dry_run: bool,
     no_wait: bool,
@@ -130,7 +132,8 @@ def undeploy(
 
     \b
     appliance fleet undeploy motion --to all
-    appliance fleet undeploy motion --to device:gate      all others keep it
+    appliance fleet undeploy motion --to device:gate             all others keep it
+    appliance fleet undeploy motion --to device:gate --forget    gate runs what its groups do again
     """  # noqa: D301 - click wants the character \b
     from appliance.fleet import assignments  # noqa: PLC0415
 
@@ -138,7 +141,7 @@ def undeploy(
         draft, before = _begin(fleet)
         wanted = before
         for target in map(assignments.target_of, to):
-            wanted = assignments.undeploy(wanted, target, name)
+            wanted = (assignments.forget if forget else assignments.undeploy)(wanted, target, name)
         signed = _carry_out(draft, before, wanted, keys, dry_run=dry_run)
     if signed:
         _follow(directory, wanted, name, to, no_send=no_send, no_wait=no_wait, timeout=timeout)
@@ -264,14 +267,15 @@ def _follow(
     directory: Path, wanted: "Wanted", name: str, to: Iterable[str], *, no_send: bool, no_wait: bool, timeout: float
 ) -> None:
     """Send what is signed, and wait for the devices."""
+    from appliance.deploy.record import slot_of  # noqa: PLC0415
     from appliance.fleet.assignments import target_of  # noqa: PLC0415
 
     if no_send or not send(directory) or no_wait:
         return
-    expected: dict[str, list[str]] = defaultdict(list)
+    expected: dict[object, list[str]] = defaultdict(list)
     for target in map(target_of, to):
         assignment = wanted.of(target, name)
-        expected[assignment.digest if assignment else ""].append(target)
+        expected[slot_of(assignment).report if assignment else None].append(target)
     raise SystemExit(
         max(_wait(directory, name, wanted.of(targets[0], name), targets, timeout) for targets in expected.values())
     )
@@ -281,17 +285,23 @@ def _wait(directory: Path, name: str, assignment: "Assignment | None", targets: 
     """The exit code of waiting until devices and groups run one assignment."""
     from appliance.console.fleet import fleet_display  # noqa: PLC0415
     from appliance.console.plain import plain_console  # noqa: PLC0415
+    from appliance.deploy.record import slot_of  # noqa: PLC0415
     from appliance.fleet.operate import wait_for  # noqa: PLC0415
     from appliance.fleet.repository import Fleet  # noqa: PLC0415
-    from appliance.fleet.watching import Expected  # noqa: PLC0415
+    from appliance.fleet.watching import EXIT_UNANSWERED, Expected  # noqa: PLC0415
 
     named = [target.removesuffix(".json").split("/") for target in targets]
     expected = Expected(
         handler=name,
         digest=assignment.digest if assignment else None,
         version=assignment.version if assignment else "",
+        changes=slot_of(assignment).changes if assignment else "",
         devices=frozenset(each for kind, each in named if kind == "devices"),
         groups=frozenset(each for kind, each in named if kind == "groups"),
     )
-    with clear_errors(), fleet_display(plain_console(stderr=True)) as display:
-        return asyncio.run(wait_for(Fleet.open(directory), expected, display, timeout)).exit_code
+    try:
+        with clear_errors(), fleet_display(plain_console(stderr=True)) as display:
+            return asyncio.run(wait_for(Fleet.open(directory), expected, display, timeout)).exit_code
+    except KeyboardInterrupt:
+        click.echo("it is sent, and devices go on; `appliance fleet status` shows how far they are", err=True)
+        return EXIT_UNANSWERED

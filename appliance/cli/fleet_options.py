@@ -1,7 +1,9 @@
 """What the fleet's commands share: where the fleet is, keys and passphrases, and how it went."""
 
 import asyncio
+import getpass
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 EXIT_WAITS = 3
 """Nothing went wrong, but signatures of others are needed before devices see anything of it."""
+CLOSING = ("snapshot", "timestamp")
+"""Roles whose keys the operator has, and no developer: nobody is asked to sign for them alone."""
 FLEET_VARIABLE = "APPLIANCE_FLEET"
 PASSPHRASE_VARIABLE = "APPLIANCE_FLEET_PASSPHRASE"  # noqa: S105 - its name, not its value
 TRIES = 3
@@ -100,8 +104,9 @@ def passphrases(file: Path | None) -> Callable[[Path, int], str | None]:
 
 def _prompt(text: str, *, confirm: bool = False) -> str:
     try:
-        answer = click.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True)
-    except click.Abort:
+        with warnings.catch_warnings(action="error", category=getpass.GetPassWarning):
+            answer = click.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True)
+    except (click.Abort, getpass.GetPassWarning):  # the latter: there is no terminal
         raise ConfigError(
             f"no passphrase was given; type it, or use --passphrase-file or ${PASSPHRASE_VARIABLE}"
         ) from None
@@ -149,8 +154,13 @@ def tell(settled: "Settled") -> None:
         click.echo(f"signed: {', '.join(settled.in_force)}")
     for missing in settled.missing:
         click.echo(f"waits:  {missing}")
-    if settled.missing:
-        click.echo("        the others add theirs with `appliance fleet sign ROLE --key FILE`; see metadata/pending/")
+    lacking = [missing.role for missing in settled.missing if missing.role not in CLOSING]
+    if lacking:
+        click.echo(f"        who has such a key adds it: `appliance fleet sign {lacking[0]} --key FILE`")
+    elif settled.missing:
+        click.echo(
+            "        commit metadata/pending/ and targets/: the operator's `appliance fleet refresh` takes them in"
+        )
     if not settled.in_force:
         raise SystemExit(EXIT_WAITS)
 
@@ -170,7 +180,7 @@ def send(directory: Path, *, sweep: bool = False) -> bool:
         try:
             with fleet_display(plain_console(stderr=True)) as display:
                 asyncio.run(synchronise(fleet, display, sweep=sweep))
-        except ApplianceError:
+        except (ApplianceError, KeyboardInterrupt):
             click.echo("it is signed, but not sent; `appliance fleet refresh` sends it", err=True)
             raise
     return True

@@ -27,7 +27,7 @@ from rich.text import Text
 from appliance.console.plain import plain_console
 from appliance.fleet.log_lines import LogLine
 from appliance.fleet.operate import Display
-from appliance.fleet.watching import Arrival, Row, seconds_of, span
+from appliance.fleet.watching import FIRST_CLOCK, NEVER_HEARD_OF, Arrival, Row, seconds_of, span
 from appliance.text import printable
 
 DRAW_SECONDS = 0.1
@@ -65,7 +65,7 @@ class Lines:
         self._console = console
         self._as_json = as_json
         self._aside = plain_console(stderr=True) if as_json else console
-        self._percent = -STEP_PERCENT
+        self._percent = 0
         self._shown: dict[str, tuple[str, ...]] = {}
 
     def say(self, text: str) -> None:
@@ -97,7 +97,7 @@ def _log_text(line: LogLine) -> str:
 
 def _reason(arrival: Arrival) -> str:
     """Without what changes from second to second."""
-    return "" if arrival.state == "silent" else arrival.reason
+    return "" if arrival.state == "silent" and arrival.reason != NEVER_HEARD_OF else arrival.reason
 
 
 # --- a screen ---------------------------------------------------------------------------------------------------
@@ -187,9 +187,15 @@ def show_status(rows: Sequence[Row], console: Console, now: float) -> None:
 
 def _cells(row: Row, now: float) -> tuple[str, ...]:
     """Texts for ``COLUMNS``: times as how long ago, what is not there as ``-``."""
-    since = f"{span(now - seconds_of(row.since))} ago" if row.since else ""
-    seen = row.silence or f"{span(now - seconds_of(row.seen))} ago"
+    since = _ago(row.since, now) if row.since else ""
+    seen = row.silence or _ago(row.seen, now)
     reason = "; ".join(filter(None, (row.note, row.reason)))
     state = f"{row.state}, on trial" if row.trial else row.state
     cells = (row.device, seen, row.handler, row.desired, row.current, row.previous, state, since, reason)
     return tuple(printable(cell) or "-" for cell in cells)
+
+
+def _ago(text: str, now: float) -> str:
+    """A time that a device has said, as how long ago; a device may have no clock, or not yet."""
+    seconds = seconds_of(text)
+    return f"{span(now - seconds)} ago" if seconds >= FIRST_CLOCK else "no clock"

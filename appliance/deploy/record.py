@@ -49,7 +49,7 @@ class Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def report(self) -> SlotReport:
-        return SlotReport(self.version, self.digest)
+        return SlotReport(self.version, self.digest, self.changes)
 
 
 class Bad(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

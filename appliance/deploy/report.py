@@ -35,6 +35,8 @@ FAILED_STATES = frozenset({"refused", "rolled-back"})
 class SlotReport(msgspec.Struct, frozen=True):
     version: Version
     digest: Digest
+    changes: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """SHA-256 that stands for settings and tags; empty: a device that does not tell."""
 
 
 class Progress(msgspec.Struct, frozen=True):

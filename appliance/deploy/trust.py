@@ -298,21 +298,24 @@ def read_root(fleet: FleetConfig) -> bytes:
         raise ConfigError("fleet.root: missing; name the fleet's root.json, which `appliance fleet init` made")
     try:
         with open_plain(Path(fleet.root)) as file:
-            return file.read(MAX_METADATA_BYTES + 1)
+            root = file.read(MAX_METADATA_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"fleet.root: {fleet.root} cannot be read: {error.strerror}") from error
+        remedy = "copy metadata/root.json of the fleet's directory there"
+        raise ConfigError(f"fleet.root: {fleet.root} cannot be read: {error.strerror}; {remedy}") from error
+    _check_root(root, f"fleet.root: {fleet.root}")
+    return root
 
 
-def _check_root(root: bytes) -> None:
+def _check_root(root: bytes, source: str = "fleet.root") -> None:
     try:
         if len(root) > MAX_METADATA_BYTES:
-            raise ConfigError(f"fleet.root: {len(root)} bytes are over the limit of {MAX_METADATA_BYTES}")
+            raise ConfigError(f"{source}: {len(root)} bytes are over the limit of {MAX_METADATA_BYTES}")
         metadata = Metadata[Root].from_bytes(root)
         if not isinstance(metadata.signed, Root):
-            raise ConfigError(f"fleet.root: this is {metadata.signed.type} metadata; give the fleet's root.json")
+            raise ConfigError(f"{source}: this is {metadata.signed.type} metadata; give the fleet's root.json")
         metadata.signed.verify_delegate(Root.type, metadata.signed_bytes, metadata.signatures)
     except RepositoryError as error:
-        raise ConfigError(f"fleet.root: no root metadata of a fleet: {error}; give the fleet's root.json") from error
+        raise ConfigError(f"{source}: no root metadata of a fleet: {error}; give the fleet's root.json") from error
 
 
 def _tidy(floor: Path, metadata: Path) -> None:

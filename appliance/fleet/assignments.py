@@ -84,6 +84,13 @@ def undeploy(wanted: Wanted, target: str, handler: str) -> Wanted:
     return wanted.changed(target, handler, "none" if weaker else "nothing")
 
 
+def forget(wanted: Wanted, target: str, handler: str) -> Wanted:
+    """A document says nothing of a handler any more: weaker ones count again. ConfigError where it says nothing."""
+    if wanted.was(target, handler) == "nothing":
+        raise ConfigError(f"{name_of(target)} says nothing about {handler}")
+    return wanted.changed(target, handler, "nothing")
+
+
 def rollback(wanted: Wanted, target: str, handler: str) -> Wanted:
     """What was said before, be it nothing: weaker groups count again then. ConfigError where nothing ever was."""
     earlier = wanted.history.of(target, handler)

@@ -180,12 +180,17 @@ def _endpoint(config: MqttConfig, source: str) -> tuple[Endpoint, ssl.SSLContext
         endpoint = endpoint_of(config)
         return endpoint, tls_context(endpoint) if endpoint.tls else None
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        raise ConfigError(f"{source}: {_as_in_fleet_toml(str(error))}") from error
 
 
 def _explained(error: aiomqtt.MqttError, endpoint: Endpoint, source: str) -> PeerError:
     text, refused = explain(error, endpoint)
-    return PeerError(f"{source}: {text}") if refused else LostError(text)
+    return PeerError(f"{source}: {_as_in_fleet_toml(text)}") if refused else LostError(text)
+
+
+def _as_in_fleet_toml(text: str) -> str:
+    """What names a key of the appliance's configuration, with the key that fleet.toml has for it."""
+    return text.replace("mqtt.password", "mqtt.password_file")
 
 
 async def persistently(

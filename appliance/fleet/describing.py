@@ -52,7 +52,7 @@ def described(fleet: Fleet, role: str, change: AnyMetadata) -> Iterator[str]:
     lines = (
         _of_root(fleet, change.signed) if isinstance(change.signed, Root) else _of_targets(fleet, role, change.signed)
     )
-    yield from (f"  {printable(line)}" for line in lines)
+    yield from [f"  {printable(line)}" for line in lines] or ["  as what is in force, signed anew"]
 
 
 def _of_root(fleet: Fleet, change: Root) -> Iterator[str]:

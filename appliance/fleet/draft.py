@@ -192,7 +192,7 @@ class Draft:
         if role in TOP_LEVEL and (waiting := _pending(self.fleet.directory, role)):
             raise ConfigError(
                 f"{waiting[0]}: a change of {role} waits for signatures; complete it with "
-                f"`appliance fleet sign {role}`, or drop it by removing the file"
+                f"`appliance fleet sign {role} --key FILE`, or drop it by removing the file"
             )
         copy = copied(present)
         copy.signed.version += 1
@@ -207,7 +207,7 @@ class Draft:
                 return waiting
             raise ConfigError(
                 f"{path}: a change of {role} waits for signatures; complete it with "
-                f"`appliance fleet sign {role}`, or drop it by removing the file"
+                f"`appliance fleet sign {role} --key FILE`, or drop it by removing the file"
             )
         return None
 

@@ -248,6 +248,9 @@ async def wait_for(
             await _persistently(fleet, once, display, retry)
     except TimeoutError:
         display.devices(last.arrivals)
+    if not last.arrivals:
+        groups = ", ".join(sorted(expected.groups))
+        display.say(f"no device is known that is in {groups}; `fleet.groups` in a device's configuration says so")
     return last
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from appliance.deploy.desired import EVERYBODY, Assignment
+from appliance.deploy.record import slot_of
 from appliance.deploy.report import (
     FAILED_STATES,
     REPORT_SECONDS,
@@ -30,6 +31,7 @@ MAX_STATUS_BYTES = 64 << 10
 
 GONE = frozenset({"lost", "disconnected"})
 """Statuses of devices that are not there."""
+NEVER_HEARD_OF = "never heard of"
 FIRST_CLOCK = 1_700_000_000.0
 """A device that says it is earlier has no clock."""
 
@@ -156,6 +158,8 @@ class Expected:
     handler: str
     digest: str | None
     version: str = ""
+    changes: str = ""
+    """Of what the operator changed of the bundle (:attr:`appliance.deploy.record.Slot.changes`)."""
     devices: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
 
@@ -216,16 +220,17 @@ def _arrival(expected: Expected, device: Device, effective: Effective, now: floa
     version = running.version if running is not None else ""
     groups = device.report.groups if device.report is not None else ()
     assigned = effective(device.name, groups).get(expected.handler)
-    if (assigned.digest if assigned is not None else None) != expected.digest:
+    ours = _is(slot_of(assigned).report, expected) if assigned is not None else expected.digest is None
+    if not ours:
         other = f"{assigned.version} by another document" if assigned is not None else "none by another document"
         return Arrival(device.name, "converged", "other", version, f"should run {other}")
     if _arrived(expected, device, report):
         return Arrival(device.name, "converged", report.state if report is not None else "removed", version)
-    if report is not None and _is(report.desired, expected.digest) and report.state in FAILED_STATES:
+    if report is not None and _is(report.desired, expected) and report.state in FAILED_STATES:
         return Arrival(device.name, "failed", report.state, version, report.reason)
     if (since := silent_since(device, now)) is not None:
         return Arrival(device.name, "waiting", "silent", version, silence(since, now))
-    if report is None or not _is(report.desired, expected.digest):
+    if report is None or not _is(report.desired, expected):
         return Arrival(device.name, "waiting", "waiting", version, _why(device))
     return Arrival(device.name, "waiting", report.state, version, report.reason or _why(device), report.progress)
 
@@ -236,13 +241,15 @@ def _arrived(expected: Expected, device: Device, report: HandlerReport | None) -
     return (
         report is not None
         and report.state == "active"
-        and _is(report.current, expected.digest)
-        and _is(report.desired, expected.digest)
+        and _is(report.current, expected)
+        and _is(report.desired, expected)
     )
 
 
-def _is(slot: SlotReport | None, digest: str | None) -> bool:
-    return slot is not None and slot.digest == digest
+def _is(slot: SlotReport | None, expected: Expected) -> bool:
+    if slot is None or slot.digest != expected.digest:
+        return False
+    return slot.changes == expected.changes or not (slot.changes and expected.changes)
 
 
 def _why(device: Device) -> str:
@@ -321,7 +328,7 @@ def _metadata_note(device: Device) -> str:
 
 def silence(since: float, now: float) -> str:
     """``silent for 2 h``."""
-    return f"silent for {span(now - since)}" if since else "never heard of"
+    return f"silent for {span(now - since)}" if since else NEVER_HEARD_OF
 
 
 def span(seconds: float) -> str:

@@ -26,6 +26,10 @@ MAX_FILTERS = 1024
 """Subscribed to at a time."""
 REFUSED_SECONDS = 60.0
 """A subscription that was refused is asked for again after so long: access lists are mended."""
+SHORT_SECONDS = 10.0
+"""A connection that was lost within so long was hardly one."""
+SHORT_LIVES = 3
+"""After so many of them in a row somebody else may be here by the same name: Mosquitto's word of that gets lost."""
 MAX_COMPLAINTS = 32
 """Refusals that are logged, until the broker has taken something that it refused before."""
 
@@ -87,6 +91,9 @@ class Client:
         self._link: Link | None = None
         self._connections = 0
         self._said = ""
+        self._up_at: float | None = None
+        self._short_lives = 0
+        """Connections in a row that were lost soon after they were made."""
         self._filters: dict[str, None] = {}
         self._refused: dict[str, None] = {}
         self._complaints: set[str] = set()
@@ -160,6 +167,7 @@ class Client:
         self._retry.ok(self._clock())
         self._retry_refused.ok(self._clock())
         self._said = ""
+        self._up_at = self._clock()
         self._link = link
         self.connection = Connection(connected=True, error="", reconnects=self._connections)
         self._connections += 1
@@ -196,6 +204,11 @@ class Client:
     def _failed(self, error: aiomqtt.MqttError) -> float:
         """Say what happened, once; seconds to wait before trying again."""
         text, refused = explain(error, self._endpoint)
+        if self._up_at is not None:
+            self._short_lives = self._short_lives + 1 if self._clock() - self._up_at < SHORT_SECONDS else 0
+            self._up_at = None
+        if self._short_lives >= SHORT_LIVES and not refused:
+            text = f"{text}, soon after it was made, and not for the first time: is there another {self._identifier}?"
         delay = (self._retry_refused if refused else self._retry).failed(self._clock())
         if text != self._said:
             log.warning("event=mqtt_not_connected retry_s=%.1f error=%s", delay, text)

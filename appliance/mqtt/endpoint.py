@@ -59,7 +59,8 @@ def _secret(text: str) -> str:
             raise ConfigError(f"mqtt.password: {path} is over {MAX_SECRET_BYTES} bytes: not a password")
         return secret.decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"mqtt.password: cannot read {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"mqtt.password: cannot read {path}: {reason}") from error
 
 
 def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
@@ -67,6 +68,7 @@ def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=endpoint.ca_file or None)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"mqtt.ca_file: cannot use {endpoint.ca_file}: {error}") from error
+        reason = error.strerror or error
+        raise ConfigError(f"mqtt.ca_file: cannot use {endpoint.ca_file}: {reason}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

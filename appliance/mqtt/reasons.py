@@ -54,7 +54,7 @@ def explain(error: aiomqtt.MqttError, endpoint: Endpoint) -> tuple[str, bool]:
 
 def _explain_reason(reason: ReasonCode, broker: str) -> str:
     if reason.value in _CREDENTIALS:
-        return f"{broker} refuses this device: {reason}; check mqtt.username and mqtt.password"
+        return f"{broker} refuses this login: {reason}; check mqtt.username and mqtt.password"
     if reason.value == _SESSION_TAKEN_OVER:
         return f"{broker} took another client for this one: give each device its own device.name"
     if reason.value == FAILURE:

@@ -187,7 +187,8 @@ def _read(path: Path, limit: int) -> bytes:
         with open_plain(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise HandlerError(f"{path}: cannot be read: {error.strerror}; the handler needs it") from error
+        remedy = "`appliance handler build` makes it" if path.suffix == ".wasm" else "the handler needs it"
+        raise HandlerError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
     if len(data) > limit:
         raise HandlerError(f"{path}: larger than {limit} bytes")
     return data

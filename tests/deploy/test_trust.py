@@ -11,6 +11,7 @@ from fleet_double import START, Fleet, signed
 from tuf.api.metadata import Metadata, MetaFile, Root, TargetFile
 from tuf.ngclient.updater import Updater
 
+from appliance.config import FleetConfig
 from appliance.deploy import trust
 from appliance.deploy.bundle import Bundle, BundleFile, bundle_target, encode_bundle
 from appliance.deploy.desired import Assignment, Desired
@@ -23,6 +24,7 @@ from appliance.deploy.trust import (
     TrustError,
     UntrustedError,
     Verified,
+    read_root,
 )
 from appliance.errors import ConfigError, DeviceError
 
@@ -577,6 +579,15 @@ def test_other_metadata_is_no_root(tmp_path: Path, fleet: Fleet) -> None:
     unsigned.signatures.clear()
     with pytest.raises(ConfigError, match=r"fleet\.root"):
         Trust(tmp_path, unsigned.to_bytes())
+
+
+def test_a_root_is_named_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "root.json"
+    with pytest.raises(ConfigError, match=r"root\.json cannot be read: .*; copy metadata/root\.json"):
+        read_root(FleetConfig(name="shops", root=str(file)))
+    file.write_text("hello")
+    with pytest.raises(ConfigError, match=rf"{file}: no root metadata of a fleet"):
+        read_root(FleetConfig(name="shops", root=str(file)))
 
 
 def test_a_disk_that_cannot_be_written_is_the_devices_fault(tmp_path: Path, fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from appliance.deploy.desired import MAX_DEPLOYED, Assignment, Desired, decode_desired, encode_desired, merged
 from appliance.deploy.versions import is_lower
 from appliance.errors import ConfigError, PeerError
-from appliance.fleet.assignments import Wanted, changes, deploy, name_of, rollback, target_of, undeploy
+from appliance.fleet.assignments import Wanted, changes, deploy, forget, name_of, rollback, target_of, undeploy
 from appliance.fleet.history import MAX_BEFORE, MAX_HISTORY_BYTES, History, decode_history, encode_history
 
 ALL, TILLS, GATE = "groups/all.json", "groups/tills.json", "devices/gate.json"
@@ -51,6 +51,16 @@ def test_a_device_alone_has_what_others_do_not() -> None:
     wanted = deploy(NOTHING, GATE, "motion", version(1))
     with pytest.raises(ConfigError, match="is deployed to device:gate: name it with --to"):
         undeploy(wanted, TILLS, "motion")
+
+
+def test_what_is_forgotten_is_what_weaker_groups_say_and_can_be_brought_back() -> None:
+    tried = deploy(deploy(NOTHING, ALL, "motion", version(1)), GATE, "motion", version(2))
+    for wanted in (deploy(tried, GATE, "motion", version(3)), undeploy(tried, GATE, "motion")):
+        after = forget(wanted, GATE, "motion")
+        assert merged([after.documents[ALL], after.documents[GATE]]) == {"motion": version(1)}
+        assert rollback(after, GATE, "motion").documents == wanted.documents
+    with pytest.raises(ConfigError, match="tills says nothing about motion"):
+        forget(tried, TILLS, "motion")
 
 
 def test_no_more_handlers_than_a_device_takes() -> None:

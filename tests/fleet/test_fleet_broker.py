@@ -368,10 +368,12 @@ async def test_devices_that_are_not_there_are_not_waited_for_as_long_as_others(
     monkeypatch.setattr(operate, "PATIENCE_SECONDS", 0.0)
     lost = ("appliance/b/status", b'{"state":"lost"}')
     async with asyncio.timeout(PATIENCE):
-        nobody = await wait_for(watched, EXPECTED, Watcher(), 1000.0, wall=lambda: NOW)
+        watcher = Watcher()
+        nobody = await wait_for(watched, EXPECTED, watcher, 1000.0, wall=lambda: NOW)
         await say(broker.port, [device("a", ("line",)), parts("a", "active"), device("b", ("line",)), lost])
         silent = await wait_for(watched, EXPECTED, Watcher(), 1000.0, wall=lambda: NOW)
     assert (nobody.arrivals, nobody.exit_code) == ((), 4)
+    assert "no device is known that is in line" in watcher.said[-1]
     assert ([each.state for each in silent.arrivals], silent.exit_code) == (["active", "silent"], 4)
 
 

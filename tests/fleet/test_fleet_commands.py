@@ -1,9 +1,11 @@
 """Every command of ``appliance fleet`` that signs, on real directories, with a TUF client beside."""
 
 import asyncio
+import getpass
 import json
 import re
 import stat
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,16 @@ def test_a_passphrase_is_asked_for_twice(tmp_path: Path, quick_keys: None) -> No
     said = desk.run("refresh", "--no-send", env=nobody, input=f"wrong, this one\n{PASSPHRASE}\n")
     assert said.count("Passphrase of") == 2, "the second opens the other key, too"
     assert "no passphrase was given" in desk.run("refresh", "--no-send", code=2, env=nobody)
+
+
+def test_a_passphrase_is_not_read_where_everybody_could_see_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_a_terminal(*_: object, **__: object) -> str:
+        warnings.warn("Can not control echo on the terminal.", getpass.GetPassWarning, stacklevel=1)
+        return PASSPHRASE
+
+    monkeypatch.setattr("click.prompt", without_a_terminal)
+    said = desk.run("refresh", "--no-send", code=2, env={"APPLIANCE_FLEET_PASSPHRASE": None})
+    assert "use --passphrase-file" in said
 
 
 def test_a_wrong_passphrase_names_the_key(desk: Desk) -> None:
@@ -197,6 +209,14 @@ def test_a_device_can_be_without_what_its_groups_have(desk: Desk, tmp_path: Path
     assert deployed(desk) == "1.0.0"
 
 
+def test_an_exception_can_be_ended(desk: Desk, tmp_path: Path) -> None:
+    desk.run("deploy", handler(tmp_path), *ALL)
+    desk.run("deploy", "motion", "--to", "device:gate", "--set", "threshold=0.5", "--no-send")
+    said = desk.run("undeploy", "motion", "--to", "device:gate", "--forget", "--no-send")
+    assert "threshold=0.5 -> nothing" in said
+    assert desk.fleet().desired("devices/gate.json").handlers == {}
+
+
 def test_rollbacks_go_back_step_by_step_with_settings(desk: Desk, device: Device, tmp_path: Path) -> None:
     desk.run("deploy", handler(tmp_path, version="1.0.0"), *ALL, "--set", "threshold=0.1")
     desk.run("deploy", handler(tmp_path, version="2.0.0"), *ALL, "--set", "threshold=0.2")
@@ -306,6 +326,7 @@ def test_a_developer_publishes_in_a_clone_and_the_operator_takes_it_in(
 ) -> None:
     clone = desk.clone("clone")
     said = clone.run("publish", handler(tmp_path, "acme-count"), "--as", "acme", "--key", acme, code=3)
+    assert "the operator's `appliance fleet refresh` takes them in" in said
     assert "snapshot has 0 of 1 signatures" in said
     clone.run("publish", handler(tmp_path, "acme-count", "1.1.0"), "--as", "acme", "--key", acme, code=3)
     desk = Desk(clone.directory)
@@ -520,9 +541,11 @@ def test_two_operators_sign_what_is_desired_where_the_threshold_is_two(
     said = desk.run("deploy", handler(tmp_path), *ALL, code=3)
     assert "targets has 1 of 2 signatures" in said
     assert desk.fleet().targets() == ()
+    assert "`appliance fleet sign targets --key FILE`" in said
     assert "a change of targets waits for signatures" in desk.run("deploy", handler(tmp_path), *ALL, code=2)
     said = desk.run("sign", "targets", "--yes", "--key", second)
     assert "all: motion  nothing -> 1.0.0" in said, "who signs sees what"
+    assert "`appliance fleet refresh` sends it" in said
     assert deployed(desk) == "1.0.0"
     device.accept_all(desk.fleet())
 

@@ -44,12 +44,19 @@ def test_lines_come_when_something_has_changed() -> None:
             display.sending(sent, 1000)
         for _ in range(3):
             display.devices([FETCHING, Arrival("b", "waiting", "silent", "", "silent for 10 s")])
+        display.devices([Arrival("c", "waiting", "silent", "", "never heard of")])
         display.devices([Arrival("a", "failed", "refused", "1.0.0", HOSTILE)])
         display.say("done")
     lines = text(some).splitlines()
-    assert lines[0] == "sent 0 bytes of 1.0 kB"
-    assert lines[10] == "sent 1.0 kB of 1.0 kB"
-    assert lines[11:] == ["a  fetching  1.0.0", "b  silent", "a  refused  1.0.0   [2J   [red]bad", "done"]
+    assert lines[0] == "sent 100 bytes of 1.0 kB"
+    assert lines[9] == "sent 1.0 kB of 1.0 kB"
+    assert lines[10:] == [
+        "a  fetching  1.0.0",
+        "b  silent",
+        "c  silent  never heard of",
+        "a  refused  1.0.0   [2J   [red]bad",
+        "done",
+    ]
 
 
 def test_lines_of_logs_are_text_or_json() -> None:
@@ -104,6 +111,14 @@ def test_status_is_a_table(terminal: bool) -> None:
     assert first == "a 2 min ago parts 2.0.0 1.0.0 0.9.0 active, on trial 2 min ago [2J [red]bad"
     assert second == "b silent for 2 h - - - - - - metadata stale since then"
     assert ("\t" in text(some)) is not terminal
+
+
+def test_a_device_without_a_clock_was_not_seen_decades_ago() -> None:
+    some = console(terminal=False)
+    row = Row("a", "1970-01-01T00:01:00Z", "", "", "parts", state="active", since="1970-01-01T00:00:05Z")
+    show_status([row], some, seconds_of(AT))
+    device, seen, *_, since, _ = text(some).splitlines()[1].split("\t")
+    assert (device, seen, since) == ("a", "no clock", "no clock")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------

@@ -77,6 +77,19 @@ def test_what_is_signed_and_not_sent_is_said(desk: Desk, broker: Broker, tmp_pat
     assert fleet.targets() == ("groups/all.json",)
 
 
+def test_who_ends_the_waiting_is_told_that_devices_go_on(
+    desk: Desk, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("appliance.fleet.operate.wait_for", interrupted)
+    said = desk.run("deploy", handler(tmp_path), "--to", "all", code=4)
+    assert "devices go on; `appliance fleet status`" in said
+    monkeypatch.setattr("appliance.fleet.operate.synchronise", interrupted)
+    assert "`appliance fleet refresh` sends it" in desk.run("undeploy", "motion", "--to", "all", code=1)
+
+
 def test_revocations_and_rotations_are_sent(desk: Desk, broker: Broker) -> None:
     key = desk.key("acme")
     desk.run("key", "delegate", "acme", "--prefix", "acme-", "--public", key.with_suffix(".pub"))

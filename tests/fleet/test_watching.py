@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.deploy.desired import Assignment
+from appliance.deploy.record import slot_of
 from appliance.deploy.report import DeviceReport, HandlerReport, HandlerState, Progress, SlotReport, encode_report
 from appliance.fleet.log_lines import LogLine, log_lines
 from appliance.fleet.watching import (
@@ -202,6 +203,24 @@ def test_progress_is_the_devices() -> None:
 def test_a_handler_that_should_be_gone(some: Device, verdict: str) -> None:
     gone = Expected("parts", None, devices=frozenset({"box"}))
     assert arrival(some, gone).verdict == verdict
+
+
+def test_other_settings_of_the_same_bundle_are_waited_for() -> None:
+    bundle = wanted()["parts"]
+    before, after = (slot_of(msgspec.structs.replace(bundle, settings={"dark": value})) for value in ("0.1", "0.4"))
+    expected = replace(EXPECTED, changes=after.changes)
+    assigned = {"parts": Assignment(version=NEW.version, digest=NEW.digest, settings={"dark": "0.4"})}
+
+    def verdict(desired: SlotReport, current: SlotReport) -> str:
+        some = device(parts("active", desired=desired, current=current))
+        return outcome(expected, [some], lambda *_: assigned, NOW).arrivals[0].verdict
+
+    assert verdict(before.report, before.report) == "waiting"
+    assert verdict(after.report, before.report) == "waiting"
+    assert verdict(after.report, after.report) == "converged"
+    assert verdict(NEW, NEW) == "converged", "a device that does not tell"
+    pinned = outcome(expected, [device()], lambda *_: {"parts": bundle}, NOW).arrivals[0]
+    assert pinned.state == "other"
 
 
 def test_a_device_with_a_document_of_its_own_is_not_waited_for() -> None:

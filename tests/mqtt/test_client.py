@@ -77,7 +77,7 @@ async def test_a_receive_maximum_is_kept() -> None:
         (b"", True, "does not answer"),
         (CONNACK, False, "was lost"),
         (b"\x20\x03\x00\x88\x00", True, "ended the connection: Server unavailable"),
-        (b"\x20\x03\x00\x86\x00", True, "refuses this device: Bad user name or password"),
+        (b"\x20\x03\x00\x86\x00", True, "refuses this login: Bad user name or password"),
         (CONNACK + bytes((DISCONNECT, 2, 0x8B, 0)), True, "Server shutting down"),
         (CONNACK + bytes((DISCONNECT, 2, 0x8E, 0)), True, "give each device its own device.name"),
         (CONNACK + b"\x30\xff\xff\xff\x7f", True, f"over the limit of {MAX_INBOUND_BYTES}"),
@@ -101,6 +101,13 @@ async def test_brokers_that_misbehave_are_left_and_tried_again(
         script[0] = says(CONNACK)
         await listener.until(lambda: client.connection.connected)
         assert client.connection.error == ""
+
+
+async def test_connections_that_are_lost_at_once_again_and_again_raise_a_question() -> None:
+    listener = Listener()
+    async with fake_broker([says(CONNACK, stay=False)]) as endpoint, running(endpoint, listener, 0.001) as client:
+        await error_with(client, "was lost")
+        await error_with(client, "is there another")
 
 
 async def test_whatever_a_broker_says_the_next_one_is_heard() -> None:

@@ -236,7 +236,7 @@ async def test_a_wrong_password_is_an_error_that_waits_for_the_operator(tmp_path
         login = {"username": "box", "password": f"file:{secret}"}
         async with publisher(broker.url, tmp_path / "spool.db", retry_refused=refused, **login) as publishing:
             publishing.offer(frame(0), answers.of(0))
-            await eventually(publishing, "refuses this device: Not authorized; check mqtt.username and mqtt.password")
+            await eventually(publishing, "refuses this login: Not authorized; check mqtt.username and mqtt.password")
             await answers.count(1)
             assert answers.accepted == [0], "the spool has it"
             assert publishing.stats.published == 0
