@@ -148,6 +148,7 @@ def _found(frame: str, tag: int, value: object) -> str:
     return msgspec.json.encode(tried).decode()
 
 
+@pytest.mark.slow
 def test_frames_bounds_an_endless_input(handler: Path) -> None:
     tried = run("test", handler, "synthetic:", "--frames", "3")
     assert tried.returncode == 0, tried.stderr
@@ -168,6 +169,7 @@ def test_an_interrupt_ends_it_with_the_summary_of_what_was_done(handler: Path) -
     assert int(frames[1]) == (first + rest).count("  0x20  ")
 
 
+@pytest.mark.slow
 def test_a_camera_that_breaks_down_leaves_the_summary_of_what_was_done(handler: Path, pictures: Path) -> None:
     (pictures.parent / "empty.jpg").write_bytes(b"")
     tried = run("test", handler, pictures / "001-gray.jpg", pictures.parent / "empty.jpg")
@@ -231,6 +233,7 @@ def test_limits_leave_room_for_what_is_done_before_the_first_frame(tmp_path: Pat
     assert ran.stderr == ""
 
 
+@pytest.mark.slow
 def test_bench_says_where_no_frame_went_well(trapping: Path, pictures: Path) -> None:
     ran = run("bench", trapping, pictures / "000-gray.jpg", "--frames", "2")
     assert ran.returncode == 1
@@ -253,6 +256,7 @@ def test_inspect_shows_what_a_handler_is(handler: Path) -> None:
     assert view["manifest"]["settings"] == {"dark": "0.2"}
 
 
+@pytest.mark.slow
 def test_inspect_shows_models_with_their_tensors() -> None:
     shown = run("inspect", HANDLERS / "parts")
     assert shown.returncode == 0, shown.stderr

@@ -23,21 +23,17 @@ def killed(desk: Desk, work: Path, *command: object) -> list[Desk]:
     return [Desk(path) for path in sorted(work.iterdir(), key=lambda path: int(path.name))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
         ["deploy", "{handler}", "--to", "all", "--no-send"],
-        *(
-            pytest.param(command, marks=pytest.mark.slow)
-            for command in (
-                ["prune"],
-                ["key", "rotate", "timestamp", "--no-send"],
-                ["rollback", "motion", "--to", "all", "--no-send"],
-                ["key", "rotate", "root", "--no-send"],
-                ["key", "rotate", "targets", "--no-send"],
-                ["refresh", "--no-send"],
-            )
-        ),
+        ["prune"],
+        ["key", "rotate", "timestamp", "--no-send"],
+        ["rollback", "motion", "--to", "all", "--no-send"],
+        ["key", "rotate", "root", "--no-send"],
+        ["key", "rotate", "targets", "--no-send"],
+        ["refresh", "--no-send"],
     ],
     ids=lambda words: " ".join(words[:3]),
 )

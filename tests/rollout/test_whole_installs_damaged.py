@@ -130,7 +130,10 @@ UNSAID = {"metadata that is cut", "objects that are gone", "slots that are gone"
 """The client asks for metadata again without a word, and nobody knows of what is not there that it was."""
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(each, marks=[pytest.mark.slow] if number % 3 else []) for number, each in enumerate(DAMAGES)],
+)
 def test_a_damaged_box_starts_and_comes_back_to_what_is_wanted(upgraded: Course, tmp_path: Path, damage: str) -> None:
     state = upgraded.lay(tmp_path / "deploy")
     DAMAGES[damage](state)

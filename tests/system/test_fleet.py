@@ -24,6 +24,7 @@ def boxes(tmp_path: Path, broker: Mosquitto) -> Start:
     return starting(tmp_path, broker)
 
 
+@pytest.mark.slow
 async def test_two_boxes_follow_the_operator_and_a_third_catches_up(
     boxes: Start, operator: Operator, broker: Mosquitto
 ) -> None:
@@ -79,7 +80,14 @@ async def test_an_upgrade_loses_no_frame_and_doubles_none(boxes: Start, operator
     assert sorted(numbers) == list(range(min(numbers), max(numbers) + 1))
 
 
-@pytest.mark.parametrize(("evil", "state"), [(TRAPS, "refused"), (SLOW, "refused"), (LATE, "rolled-back")])
+@pytest.mark.parametrize(
+    ("evil", "state"),
+    [
+        pytest.param(TRAPS, "refused", marks=pytest.mark.slow),
+        pytest.param(SLOW, "refused", marks=pytest.mark.slow),
+        (LATE, "rolled-back"),
+    ],
+)
 async def test_a_bad_version_does_not_stay_and_nobody_else_notices(
     boxes: Start, operator: Operator, broker: Mosquitto, evil: str, state: str
 ) -> None:
@@ -119,6 +127,7 @@ async def test_a_developer_signs_handlers_of_a_prefix_and_no_others(
         assert "not for acme to sign" in await operator("publish", operator.bundle("count", "1.0.0"), *signed, code=2)
 
 
+@pytest.mark.slow
 async def test_keys_are_rotated_and_boxes_follow(boxes: Start, operator: Operator, broker: Mosquitto) -> None:
     async with boxes(box_config("gate", broker.url, operator)) as gate:
         await operator("deploy", operator.bundle("acme", "1.0.0"), *ALL)

@@ -150,6 +150,7 @@ async def test_what_is_reported_while_the_broker_is_away_arrives(fleet: Fleet, s
         assert report["previous"]["version"] == "1.0.0"
 
 
+@pytest.mark.slow
 async def test_a_device_that_was_off_during_the_outage_has_what_it_had(fleet: Fleet) -> None:
     await fleet.sign("1.0.0")
     await fleet.send()
@@ -173,6 +174,7 @@ async def test_a_device_that_was_off_during_the_outage_has_what_it_had(fleet: Fl
         assert (await fleet.reported())["current"]["version"] == "1.1.0"
 
 
+@pytest.mark.slow
 async def test_results_of_others_lose_nothing_and_keep_their_order(
     tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +228,8 @@ async def killed_tool(fleet: Fleet, gate: Gate, now: Callable[[], bool]) -> int:
     return code
 
 
-@pytest.mark.parametrize("share", [0.5, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.05, 0.95))])
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
 async def test_a_killed_tool_leaves_devices_what_they_had_and_a_refresh_mends_it(
     forgetful: Fleet, share: float
 ) -> None:
@@ -248,6 +251,7 @@ async def test_a_killed_tool_leaves_devices_what_they_had_and_a_refresh_mends_it
             await late.until_serves("motion", "1.1.0")
 
 
+@pytest.mark.slow
 async def test_a_tool_killed_between_metadata_and_timestamp_leaves_devices_what_they_had(forgetful: Fleet) -> None:
     fleet = forgetful
     await fleet.sign("1.0.0")

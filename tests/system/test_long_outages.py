@@ -133,7 +133,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
 
 @pytest.mark.parametrize(
     "outage",
-    [10 * MINUTE, 11 * MINUTE, 25 * MINUTE, *(pytest.param(long, marks=pytest.mark.slow) for long in (4 * HOUR, DAY))],
+    [10 * MINUTE, *(pytest.param(long, marks=pytest.mark.slow) for long in (11 * MINUTE, 25 * MINUTE, 4 * HOUR, DAY))],
 )
 def test_a_deployment_goes_on_as_soon_as_the_broker_is_back(box: Box, outage: float) -> None:
     async def scene() -> None:
@@ -157,7 +157,7 @@ def test_a_deployment_goes_on_as_soon_as_the_broker_is_back(box: Box, outage: fl
     simulated(scene())
 
 
-@pytest.mark.parametrize("outage", [10 * MINUTE, 25 * MINUTE])
+@pytest.mark.parametrize("outage", [10 * MINUTE, pytest.param(25 * MINUTE, marks=pytest.mark.slow)])
 def test_an_order_goes_on_as_soon_as_the_broker_is_back(box: Box, outage: float) -> None:
     """It was away before the device knew what it should run."""
 
@@ -177,7 +177,9 @@ def test_an_order_goes_on_as_soon_as_the_broker_is_back(box: Box, outage: float)
     simulated(scene())
 
 
-@pytest.mark.parametrize("later", [0.0, 7 * MINUTE, 3 * HOUR])
+@pytest.mark.parametrize(
+    "later", [0.0, *(pytest.param(late, marks=pytest.mark.slow) for late in (7 * MINUTE, 3 * HOUR))]
+)
 def test_a_broker_that_forgot_is_mended_by_a_refresh_however_late(box: Box, later: float) -> None:
     async def scene() -> None:
         async with box.running():
@@ -199,7 +201,7 @@ def test_a_broker_that_forgot_is_mended_by_a_refresh_however_late(box: Box, late
     simulated(scene())
 
 
-@pytest.mark.parametrize("again", [1.0, 10.0])
+@pytest.mark.parametrize("again", [pytest.param(1.0, marks=pytest.mark.slow), 10.0])
 def test_the_same_timestamp_again_and_again_wears_no_disk(box: Box, again: float) -> None:
     async def scene() -> None:
         async with box.running():
