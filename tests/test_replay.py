@@ -51,6 +51,7 @@ async def test_a_trap_is_had_again(tmp_path: Path) -> None:
     assert verdict == "reproduced: trap"
 
 
+@pytest.mark.slow
 async def test_a_deadline_is_had_again_as_json(tmp_path: Path) -> None:
     capsule = await crashed(tmp_path, b"l")
     ran = run("replay", capsule, "--handler", directory_of(failing(), tmp_path / "guest"), "--json")
@@ -79,6 +80,7 @@ async def test_a_failure_that_needs_the_state_of_then(tmp_path: Path) -> None:
     assert ran.stdout.splitlines()[-1] == "not reproduced: it was trap, and is ok"
 
 
+@pytest.mark.slow
 async def test_another_module_is_said_and_tried_only_if_asked_for(tmp_path: Path) -> None:
     capsule = await crashed(tmp_path, b"t")
     mended = directory_of(failing(), tmp_path / "guest", module=NOTHING)
@@ -93,6 +95,7 @@ async def test_another_module_is_said_and_tried_only_if_asked_for(tmp_path: Path
     assert ran.stdout.splitlines()[-1] == "not reproduced: it was trap, and is ok"
 
 
+@pytest.mark.slow
 async def test_settings_are_the_capsules_unless_given(tmp_path: Path) -> None:
     capsule = await crashed(tmp_path, b"t")
     handler = directory_of(failing(), tmp_path / "guest")

@@ -51,6 +51,7 @@ class Story:
             self.trust(directory).refresh(self.old)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_at_any_step_converges(quick: Path) -> None:
     story, directory = Story(), quick / "trust"
     story.begin(directory)
@@ -62,6 +63,7 @@ def test_a_process_that_is_killed_at_any_step_converges(quick: Path) -> None:
         story.check(directory, promised=False)
 
 
+@pytest.mark.slow
 def test_after_a_power_cut_it_converges_and_remembers(quick: Path) -> None:
     if reason := unavailable(quick):
         pytest.skip(reason)

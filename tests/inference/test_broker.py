@@ -329,6 +329,7 @@ async def test_what_was_begun_survives_its_process(broker: Broker, ring: RingWri
     assert status(broker, "echo.tflite").restarts == 1
 
 
+@pytest.mark.slow
 async def test_a_process_that_hangs_on_what_was_begun_is_replaced(ring: RingWriter, echo: ModelSpec) -> None:
     picture = samples(8, 8)
     frame = write(ring, picture)
@@ -444,6 +445,7 @@ async def test_a_process_that_dies_idle_is_replaced(broker: Broker, ring: RingWr
     assert status(broker, "echo.tflite").state == "running"
 
 
+@pytest.mark.slow
 async def test_a_hung_process_is_killed_and_its_request_asked_again(ring: RingWriter, echo: ModelSpec) -> None:
     async with asyncio.timeout(60), Broker(ring.fd, timeout=1) as broker:
         await broker.ready(echo)
@@ -621,6 +623,7 @@ async def test_a_defect_of_the_broker_ends_its_user(
     assert caught.group_contains(ZeroDivisionError)
 
 
+@pytest.mark.slow
 def test_a_process_dies_with_its_zipper(echo: ModelSpec) -> None:
     zipper = """
 import asyncio, hashlib, pathlib, sys

@@ -304,6 +304,7 @@ async def test_a_module_that_its_judges_always_die_of_is_given_up(monkeypatch: p
         assert handler.host.status.faults == {"refused": MAX_JUDGINGS}
 
 
+@pytest.mark.slow
 async def test_an_init_that_refuses_is_tried_again() -> None:
     """It may have wanted something that comes later; jobs wait while the next try is near."""
     module = guest("i32.const 0", init="i32.const -2")
@@ -396,6 +397,7 @@ async def test_a_guest_cannot_grow_over_its_limit_nor_fill_the_machine() -> None
         assert finished.message == "handle returned -1 (EINVAL)"
 
 
+@pytest.mark.slow
 async def test_the_largest_messages_fit_the_workers_address_space() -> None:
     """12 MiB of pixels, 12 MiB of tensors and 16 MiB of emitted frames, with the memory to hold them."""
 

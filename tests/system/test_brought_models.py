@@ -4,6 +4,7 @@ import hashlib
 import struct
 from pathlib import Path
 
+import pytest
 import tiny_models
 from mosquitto import Mosquitto
 from sandbox_bench import TAG, assemble, data
@@ -43,6 +44,7 @@ def guest() -> bytes:
     )
 
 
+@pytest.mark.slow
 async def test_its_model_is_kept_in_the_state_directory_and_named_in_the_results(
     tmp_path: Path, broker: Mosquitto, start
 ) -> None:

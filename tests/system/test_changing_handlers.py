@@ -1,5 +1,6 @@
 """Handlers that come and go while the box runs, as they look on MQTT."""
 
+import pytest
 from mosquitto import Mosquitto
 from sandbox_bench import TAG, guest, spec
 from whole import configuration
@@ -7,6 +8,7 @@ from whole import configuration
 ECHO = guest(f"(call $emit (i32.const {TAG}) (i32.const 6) (i32.const 0) (i32.const 0))")
 
 
+@pytest.mark.slow
 async def test_a_handler_that_is_started_later_is_published_until_it_is_stopped(start, broker: Mosquitto) -> None:
     async with start(configuration(broker)) as box:
         serving = box.appliance.serving

@@ -29,6 +29,7 @@ def command(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_the_last_failure_is_on_mqtt_and_the_operator_can_release(
     start, broker: Mosquitto, tmp_path: Path
 ) -> None:
@@ -63,6 +64,7 @@ async def test_the_last_failure_is_on_mqtt_and_the_operator_can_release(
     assert box.summary.lost == 0
 
 
+@pytest.mark.slow
 async def test_an_operator_may_want_no_pictures_kept(start, broker: Mosquitto, tmp_path: Path) -> None:
     handlers = (HandlerConfig(path=str(directory_of(spec(TRAPS), tmp_path / "guest"))),)
     device = DeviceConfig(name="box", capsules=False)

@@ -114,6 +114,7 @@ async def test_a_bad_version_does_not_stay_and_nobody_else_notices(
         assert all(result["version"] == "1.0.0" for result in gate.of("acme"))
 
 
+@pytest.mark.slow
 async def test_a_developer_signs_handlers_of_a_prefix_and_no_others(
     boxes: Start, operator: Operator, broker: Mosquitto, tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ async def test_keys_are_rotated_and_boxes_follow(boxes: Start, operator: Operato
         await late.until_runs("acme", "1.1.0")
 
 
+@pytest.mark.slow
 async def test_expired_metadata_starts_nothing_new_and_stops_nothing(
     boxes: Start, operator: Operator, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:

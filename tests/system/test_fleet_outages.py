@@ -118,6 +118,7 @@ async def test_a_download_goes_on_when_the_broker_is_back(fleet: Fleet, point: s
 @pytest.mark.parametrize(
     "state", ["canary", *(pytest.param(state, marks=pytest.mark.slow) for state in ("fetching", "active"))]
 )
+@pytest.mark.slow
 async def test_what_is_reported_while_the_broker_is_away_arrives(fleet: Fleet, state: str) -> None:
     await fleet.sign("1.0.0")
     await fleet.send()

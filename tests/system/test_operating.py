@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from mosquitto import Mosquitto, Subscriber
 from PIL import Image
 from whole import HANDLERS, PATIENCE, configuration
@@ -48,6 +49,7 @@ async def test_the_next_frame_is_shown(start: Any, broker: Mosquitto) -> None:
         await box.more_results(5)
 
 
+@pytest.mark.slow
 async def test_a_handler_is_begun_anew_and_no_frame_is_lost(start: Any, broker: Mosquitto) -> None:
     camera = CameraConfig(lossless=True, fps=60, frames=240)
     async with start(commanded(broker, camera=camera)) as box:
@@ -60,6 +62,7 @@ async def test_a_handler_is_begun_anew_and_no_frame_is_lost(start: Any, broker: 
         assert sorted(result["seq"] for result in box.results()) == list(range(240))
 
 
+@pytest.mark.slow
 async def test_handlers_change_while_frames_come(start: Any, broker: Mosquitto) -> None:
     config = commanded(broker, camera=CameraConfig(lossless=True, fps=60, frames=240))
     parts = HandlerConfig(path=str(HANDLERS / "parts"))

@@ -38,6 +38,7 @@ async def test_a_killed_worker_is_replaced_and_its_neighbour_loses_nothing(start
     assert box.summary.lost == 0
 
 
+@pytest.mark.slow
 async def test_a_killed_model_process_is_replaced_and_handlers_without_it_go_on(start, broker: Mosquitto) -> None:
     async with start(configuration(broker, "parts", "motion")) as box:
         await box.more_results()
@@ -52,6 +53,7 @@ async def test_a_killed_model_process_is_replaced_and_handlers_without_it_go_on(
     assert box.summary.lost == 0
 
 
+@pytest.mark.slow
 async def test_a_killed_source_comes_back_and_goes_on_counting(start, broker: Mosquitto) -> None:
     async with start(configuration(broker)) as box:
         await box.more_results()
@@ -65,6 +67,7 @@ async def test_a_killed_source_comes_back_and_goes_on_counting(start, broker: Mo
     assert box.summary.lost == 0
 
 
+@pytest.mark.slow
 async def test_a_killed_zygote_comes_back_with_all_workers(start, broker: Mosquitto) -> None:
     async with start(configuration(broker, "parts", "motion")) as box:
         await box.more_results()
@@ -99,6 +102,7 @@ async def test_no_result_is_lost_while_the_broker_is_dead(start, broker: Mosquit
     assert numbers == sorted(numbers)
 
 
+@pytest.mark.slow
 async def test_the_last_will_says_lost_and_an_orderly_end_says_disconnected(start, broker: Mosquitto) -> None:
     async with start(configuration(broker)) as box:
         await box.until(lambda: box.state("box/status").get("state") == "ready")
@@ -107,6 +111,7 @@ async def test_the_last_will_says_lost_and_an_orderly_end_says_disconnected(star
         await box.until(lambda: subscriber.states("box/status")[-1] == b'{"state":"disconnected"}')
 
 
+@pytest.mark.slow
 async def test_a_camera_that_is_not_there_is_reported_and_costs_the_other_nothing(start, broker: Mosquitto) -> None:
     cameras = (CameraConfig(name="good", fps=30), CameraConfig(name="gone", url="/dev/video77"))
     async with start(configuration(broker, cameras=cameras)) as box:

@@ -46,6 +46,7 @@ async def test_a_handler_counts_what_a_remote_function_makes_of_results(start, b
     assert box.summary.lost == 0
 
 
+@pytest.mark.slow
 async def test_what_a_remote_function_emits_may_be_garbage(start, broker: Mosquitto, tmp_path) -> None:
     """It is refused and counted; nothing of the zipper's is held by it."""
     config = configuration(broker, "parts")

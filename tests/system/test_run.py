@@ -39,6 +39,7 @@ def test_the_main_job(tmp_path: Path) -> None:
     assert all(size > 0 for size in summary["memory_mb"].values())
 
 
+@pytest.mark.slow
 def test_lossless_delivers_every_frame_in_order(tmp_path: Path, broker: Mosquitto) -> None:
     listener = subprocess.Popen(
         [
@@ -86,6 +87,7 @@ def test_ctrl_c_loses_nothing_and_tells_how_it_went(tmp_path: Path) -> None:
     assert "memory " in rest
 
 
+@pytest.mark.slow
 def test_a_second_appliance_on_the_same_state_is_refused(tmp_path: Path) -> None:
     environment = {**os.environ, "APPLIANCE_STATE": str(tmp_path / "state")}
     first = subprocess.Popen([*COMMAND, "run"], stdout=subprocess.PIPE, text=True, env=environment)
@@ -100,6 +102,7 @@ def test_a_second_appliance_on_the_same_state_is_refused(tmp_path: Path) -> None
         first.communicate(timeout=30)
 
 
+@pytest.mark.slow
 def test_the_source_may_start_before_the_zipper(tmp_path: Path, broker: Mosquitto) -> None:
     """`appliance source` and `appliance zipper` as separate services, the source first."""
     config = tmp_path / "appliance.toml"
@@ -156,6 +159,7 @@ def test_a_classifier_without_a_model_says_how_to_give_one(tmp_path: Path) -> No
     assert "--set classify.model.model=PATH" in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_handler_that_cannot_be_started_is_a_failure(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -212,6 +216,7 @@ def test_help_teaches(tmp_path: Path) -> None:
     assert "--set classify.model=" in run(tmp_path, "run", "--help").stdout
 
 
+@pytest.mark.slow
 def test_whoever_reads_may_go(tmp_path: Path) -> None:
     """``appliance run | head -1``: the run ends as by Ctrl-C, without a word."""
     environment = {**os.environ, "APPLIANCE_STATE": str(tmp_path / "state")}

@@ -183,6 +183,7 @@ async def test_an_observer_that_leaves_releases_its_frames(running: Running) -> 
         await within(source.settled(SOURCE_CREDITS))
 
 
+@pytest.mark.slow
 async def test_connections_are_capped_and_a_place_becomes_free(running: Running) -> None:
     async with AsyncExitStack() as stack:
         first = [await stack.enter_async_context(running.observer(f"sink{n}")) for n in range(4)]
