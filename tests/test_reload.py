@@ -223,6 +223,18 @@ async def test_what_the_fleet_has_in_hand_is_not_for_the_configuration(box: Box)
     assert set(box.reloading.names) == {"parts"}
 
 
+async def test_what_the_fleet_took_in_hand_meanwhile_is_not_for_the_configuration(box: Box) -> None:
+    box.serving.fate["other"] = Condition("starting")
+    box.write('handlers = [{ path = "parts", observes = [7] }, { path = "count", name = "other" }]')
+    refused = asyncio.create_task(box.refused())
+    while len(box.serving.shadows) < 2:
+        await asyncio.sleep(0)
+    box.deployed = ("other",)
+    box.serving.fate["other"] = Condition("running")
+    assert "the fleet deploys a handler 'other'" in str(await refused)
+    assert box.serving.calls == ["shadow parts", "shadow other", "unshadow parts", "unshadow other"]
+
+
 async def test_whoever_wants_a_reload_sets_an_event(box: Box) -> None:
     wanted = asyncio.Event()
     keeping = asyncio.create_task(box.reloading.keep(wanted))
