@@ -393,7 +393,7 @@ class Deployer:
                 wanted = {digest for rollout in self._rollouts.values() for digest in rollout.wanted}
                 try:
                     async with self._cleaning:
-                        await in_thread(self._store.collect, used, wanted, self._files)
+                        await in_thread(self._store.collect, used, wanted, frozenset(self._files))
                 except DeviceError as error:
                     log.warning("event=not_collected error=%s", error)
             await self._forget_gone()
