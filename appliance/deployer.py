@@ -9,22 +9,21 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from appliance.backoff import Backoff
 from appliance.config import FleetConfig
 from appliance.deploy.asking import Asking
 from appliance.deploy.bundle import bundle_target
-from appliance.deploy.desired import EVERYBODY, MAX_DEPLOYED, Assignment, Desired, merged, targets_of
+from appliance.deploy.desired import MAX_DEPLOYED, Assignment, Desired, merged, targets_of
 from appliance.deploy.download import Ears, Incoming
 from appliance.deploy.events import Blocked, Unwanted, Wanted
 from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.metadata import MetadataCache
-from appliance.deploy.record import Slot, one_line, slot_of
-from appliance.deploy.report import REPORT_SECONDS, DeviceReport, HandlerReport
+from appliance.deploy.record import Slot, slot_of
+from appliance.deploy.report import REPORT_SECONDS
 from appliance.deploy.resent import Resent
 from appliance.deploy.trust import (
     MissignedError,
@@ -34,10 +33,10 @@ from appliance.deploy.trust import (
     UntrustedError,
 )
 from appliance.errors import DeviceError, PeerError
-from appliance.mqtt.result import rfc3339
 from appliance.rollout.parts import Fetches, Parts, Serves, Stores, Trusts, Verifies
 from appliance.rollout.rollout import Rollout
 from appliance.sandbox.spec import HandlerSpec
+from appliance.standing import Account, Report
 from appliance.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -50,23 +49,6 @@ FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 """Seconds until documents that could not be had are asked for again."""
 MAX_GONE = MAX_DEPLOYED
 """Handlers that are gone and whose quarantine is remembered; then those that have been gone longest are forgotten."""
-
-NAME_TAKEN = "the configuration of this device has a handler of that name; remove it there, or rename it"
-
-
-Report = Callable[[str | None, HandlerReport | DeviceReport | None], None]
-"""(handler, what is to be retained of it); no handler: of the device. Nothing to be retained: clear it."""
-
-
-StandingState = Literal["waiting", "current", "stale", "untrusted"]
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How it is about the fleet's metadata: as in the device's report."""
-
-    state: StandingState = "waiting"
-    reason: str = "for the fleet's metadata"
 
 
 class Deployer:
@@ -99,7 +81,6 @@ class Deployer:
         self._trust = trust
         self._store = store
         self._downloads = downloads
-        self._report = report
         self._wall = wall
         self._clock = clock
         self._parts = Parts(
@@ -125,8 +106,6 @@ class Deployer:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._wanted: frozenset[str] = frozenset()
         """Names that are, or are being, ordered."""
-        self._not_ours: dict[str, HandlerReport] = {}
-        """What was said of handlers whose names are taken."""
         self._verified: Verifies | None = None
         self._good = False
         """The metadata that is there now has been verified."""
@@ -138,7 +117,7 @@ class Deployer:
         self._files: set[str] = set()
         """Digests of desired states and indexes that are in use."""
         self._cleaning = asyncio.Lock()
-        self.standing = Standing()
+        self._account = Account(fleet, report, wall)
         self.configure(fleet, taken)
 
     def configure(self, fleet: FleetConfig, taken: Collection[str]) -> None:
@@ -146,7 +125,7 @@ class Deployer:
 
         The rest of ``fleet`` counts for handlers whose deployment begins from now on.
         """
-        self._fleet = fleet
+        self._fleet = self._account.fleet = fleet
         self._targets = targets_of(self._device, fleet.groups)
         self._taken = frozenset(taken)
         self._ordered, self._metadata = None, {}
@@ -227,7 +206,7 @@ class Deployer:
         """Seconds until the metadata is looked at again without news: it expires, clocks are set, it is asked for."""
         now = self._clock()
         times = [REPORT_SECONDS, self._resent.due_at - now, self._asking.left(now, content=self._content)]
-        if self._verified is not None and self.standing.state != "stale":
+        if self._verified is not None and self._account.standing.state != "stale":
             times.append(self._verified.expires.timestamp() - self._wall())
         return max(0.0, min(times))
 
@@ -260,9 +239,9 @@ class Deployer:
             changed = self._verified is None or verified.versions != self._verified.versions
             self._verified, self._good = verified, True
             if changed:
-                self._say()
+                self._account.verified(verified.versions, verified.expires)
             if verified.versions == self._ordered:
-                self._stand("current")
+                self._account.stand("current")
             elif self._ordering is None or self._ordering.done() or metadata != self._metadata:
                 await self._end_ordering()
                 self._metadata = metadata
@@ -277,13 +256,13 @@ class Deployer:
 
     def _is_stale(self, reason: str) -> None:
         """Nothing new is begun with. What is ordered is ordered again when the metadata is fresh."""
-        if self.standing.state != "stale":
+        if self._account.standing.state != "stale":
             self._ordered = None
             if self._ordering is not None:
                 self._ordering.cancel()
             for rollout in self._rollouts.values():
                 rollout.stale(f"the fleet's metadata has expired: {reason}")
-        self._stand("stale", reason)
+        self._account.stand("stale", reason)
 
     def _is_doubtful(self, error: TrustError | DeviceError) -> None:
         """What was verified last stays in force, as long as it would have been."""
@@ -291,11 +270,11 @@ class Deployer:
             self._is_stale(str(error))
         elif isinstance(error, UntrustedError):
             doubt = "; is fleet.root the root.json of this fleet?" if self._verified is None else ""
-            self._stand("untrusted", f"{error}{doubt}")
+            self._account.stand("untrusted", f"{error}{doubt}")
         elif self._verified is None:
-            self._stand("waiting", str(error) if self._cache.snapshot() else self._nothing_came())
-        elif self.standing.state == "current":
-            self._stand("current", str(error))  # news is under way
+            self._account.stand("waiting", str(error) if self._cache.snapshot() else self._nothing_came())
+        elif self._account.standing.state == "current":
+            self._account.stand("current", str(error))  # news is under way
 
     def _nothing_came(self) -> str:
         return (
@@ -329,13 +308,13 @@ class Deployer:
         try:
             wanted = merged([d for path in self._targets if (d := await self._desired(verified, path, files))])
         except (PeerError, DeviceError) as error:
-            self._stand("untrusted" if isinstance(error, UntrustedError) else "waiting", str(error))
+            self._account.stand("untrusted" if isinstance(error, UntrustedError) else "waiting", str(error))
             return False
-        self._stand("current")
+        self._account.stand("current")
         self._wanted = frozenset(wanted)
         for name in self._rollouts.keys() - wanted.keys():
             self._rollouts[name].order(Unwanted())
-        self._say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
+        self._account.say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
         async with asyncio.TaskGroup() as tasks:
             ours = [
                 tasks.create_task(self._order_one(verified, name, assignment, files))
@@ -409,49 +388,7 @@ class Deployer:
             except DeviceError as error:
                 log.warning("event=record_not_removed handler=%s error=%s", rollout.name, error)
 
-    # --- reports -----------------------------------------------------------------------------------------------
-
     async def _keep_reporting(self) -> None:
         while True:
-            self._say()
+            self._account.say()
             await asyncio.sleep(REPORT_SECONDS)
-
-    def _stand(self, state: StandingState, reason: str = "") -> None:
-        before, self.standing = self.standing, Standing(state, one_line(reason))
-        if before != self.standing:
-            level = logging.INFO if state == "current" else logging.WARNING
-            log.log(level, "event=fleet_metadata state=%s reason=%s", state, self.standing.reason or "none")
-            self._say()
-
-    def _say(self) -> None:
-        verified = self._verified
-        self._report(
-            None,
-            DeviceReport(
-                fleet=self._fleet.name,
-                state=self.standing.state,
-                reason=self.standing.reason,
-                at=_rfc3339(self._wall()),
-                groups=(EVERYBODY, *self._fleet.groups),
-                metadata=dict(verified.versions) if verified else {},
-                expires=_rfc3339(verified.expires.timestamp()) if verified else "",
-            ),
-        )
-
-    def _say_not_ours(self, wanted: Mapping[str, Assignment]) -> None:
-        """Of handlers that the configuration has given."""
-        for name in self._not_ours.keys() - wanted.keys():
-            del self._not_ours[name]
-            self._report(name, None)
-        for name, assignment in wanted.items():
-            desired = slot_of(assignment).report
-            if name in self._not_ours and self._not_ours[name].desired == desired:
-                continue
-            self._not_ours[name] = HandlerReport(
-                handler=name, state="refused", reason=NAME_TAKEN, since=_rfc3339(self._wall()), desired=desired
-            )
-            self._report(name, self._not_ours[name])
-
-
-def _rfc3339(seconds: float) -> str:
-    return rfc3339(int(seconds * 1e9))
