@@ -45,6 +45,8 @@ SETTLE_SECONDS = 0.2
 """Metadata files come in a bunch; they are looked at together."""
 REFRESH_SECONDS = 1.0
 """Between two verifications at least, however fast metadata comes."""
+SILENCE_SECONDS = 10.0
+"""From the start on: what the broker retains comes when the box has connected. Only after that it is missing."""
 FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 """Seconds until documents that could not be had are asked for again."""
 MAX_GONE = MAX_DEPLOYED
@@ -102,6 +104,9 @@ class Deployer:
         self._started = asyncio.Event()
         self._group = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
+        self._read = False
+        """The records were read: every handler that has one is known."""
+        self._booting = asyncio.Lock()
         self._rollouts: dict[str, Rollout] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._wanted: frozenset[str] = frozenset()
@@ -117,6 +122,7 @@ class Deployer:
         self._files: set[str] = set()
         """Digests of desired states and indexes that are in use."""
         self._cleaning = asyncio.Lock()
+        self._patient_until = clock() + SILENCE_SECONDS
         self._account = Account(fleet, report, wall)
         self.configure(fleet, taken)
 
@@ -128,6 +134,9 @@ class Deployer:
         self._fleet = self._account.fleet = fleet
         self._targets = targets_of(self._device, fleet.groups)
         self._taken = frozenset(taken)
+        self._order_anew()
+
+    def _order_anew(self) -> None:
         self._ordered, self._metadata = None, {}
         if self._ordering is not None:
             self._ordering.cancel()
@@ -153,17 +162,22 @@ class Deployer:
 
     async def start_active(self) -> None:
         """Start what the records of this device say, whatever the fleet is about."""
+        self._read = await self._start_recorded()
+        self._started.set()
+
+    async def _start_recorded(self) -> bool:
+        """False where the records cannot be read."""
         try:
             names = await in_thread(self._store.records)
         except DeviceError as error:
             log.warning("event=records_not_read error=%s", error)
-            names = []
+            return False
         for name in names:
             if name in self._taken:
                 log.warning("event=deployed_handler_not_started handler=%s reason=name_taken", name)
                 continue
             await self._rollout(name)
-        self._started.set()
+        return True
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self._tasks = [task for task in self._tasks if not task.done()]
@@ -172,12 +186,13 @@ class Deployer:
         return task
 
     async def _rollout(self, name: str) -> Rollout:
-        if name not in self._rollouts:
-            rollout = Rollout(name, self._parts, self._fleet, clock=self._clock)
-            await rollout.boot()
-            self._rollouts[name] = rollout
-            self._running[name] = self._begin(rollout.run())
-        return self._rollouts[name]
+        async with self._booting:  # one for each name, whoever asks first
+            if name not in self._rollouts:
+                rollout = Rollout(name, self._parts, self._fleet, clock=self._clock)
+                await rollout.boot()
+                self._rollouts[name] = rollout
+                self._running[name] = self._begin(rollout.run())
+            return self._rollouts[name]
 
     # --- metadata --------------------------------------------------------------------------------------------
 
@@ -206,6 +221,8 @@ class Deployer:
         """Seconds until the metadata is looked at again without news: it expires, clocks are set, it is asked for."""
         now = self._clock()
         times = [REPORT_SECONDS, self._resent.due_at - now, self._asking.left(now, content=self._content)]
+        if now < self._patient_until:
+            times.append(self._patient_until - now)
         if self._verified is not None and self._account.standing.state != "stale":
             times.append(self._verified.expires.timestamp() - self._wall())
         return max(0.0, min(times))
@@ -271,7 +288,9 @@ class Deployer:
         elif isinstance(error, UntrustedError):
             doubt = "; is fleet.root the root.json of this fleet?" if self._verified is None else ""
             self._account.stand("untrusted", f"{error}{doubt}")
-        elif self._verified is None:
+        elif isinstance(error, DeviceError) and self._verified is None:
+            self._account.stand("waiting", str(error))
+        elif self._verified is None and self._clock() >= self._patient_until:
             self._account.stand("waiting", str(error) if self._cache.snapshot() else self._nothing_came())
         elif self._account.standing.state == "current":
             self._account.stand("current", str(error))  # news is under way
@@ -364,6 +383,7 @@ class Deployer:
 
     async def _keep_clean(self) -> None:
         await self._started.wait()  # what is not started yet needs its slots no less
+        await self._until_read()
         while True:
             await self._garbage.wait()
             async with self._parts.turn:  # nobody stages meanwhile, and what is fetched is wanted
@@ -376,6 +396,15 @@ class Deployer:
                 except DeviceError as error:
                     log.warning("event=not_collected error=%s", error)
             await self._forget_gone()
+
+    async def _until_read(self) -> None:
+        """A disk that failed at the start may do later: until then nobody knows which slots are in use."""
+        waits = Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)
+        while not self._read:
+            await asyncio.sleep(waits.failed(self._clock()))
+            if await self._start_recorded():
+                self._read = True
+                self._order_anew()
 
     async def _forget_gone(self) -> None:
         """Names come and go for as long as a device lives: of those that went, no more than MAX_GONE are kept."""
