@@ -141,7 +141,7 @@ async def test_what_is_desired_runs_and_the_reports_prove_it(device: Device) -> 
         await until(lambda: device.said.state == "current")
         assert device.said.metadata == {"root": 1, "timestamp": 2, "snapshot": 2, "targets": 2}
         assert device.said.groups == ("all", "door")
-        assert device.said.expires.startswith("2026-01-31")
+        assert device.said.expires.startswith("2027-01-31")
 
 
 async def test_nothing_is_there_yet(device: Device) -> None:
