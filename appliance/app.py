@@ -365,7 +365,10 @@ class Appliance:
             await asyncio.sleep(MEMORY_SECONDS)
 
     async def _measure(self) -> None:
-        """How warm the box is, and the proportional set size of every process, KiB: of one that has ended, the last."""
+        """How warm the box is, and the proportional set size of every process, KiB: of one that has ended, the last.
+
+        Of a part that is gone nothing is kept: handlers come and go for as long as a box lives.
+        """
         self.temperature = await asyncio.to_thread(cpu_temperature)
         for name, pid in self.processes().items():
             size = await asyncio.to_thread(proportional_kb, pid)
@@ -375,9 +378,15 @@ class Appliance:
             report = self.door.sources[source.name].report
             if source.pid is None and report is not None and report.memory_kb:
                 self.memory_kb[f"source/{source.name}"] = report.memory_kb
+        parts = self._parts()
+        self.memory_kb = {name: size for name, size in self.memory_kb.items() if name in parts}
 
     def processes(self) -> dict[str, int]:
         """Pid by name of every process of ours that runs now."""
+        return {name: pid for name, pid in self._parts().items() if pid is not None}
+
+    def _parts(self) -> dict[str, int | None]:
+        """As :meth:`processes`, and those that have no process now."""
         found: dict[str, int | None] = {"zipper": os.getpid(), "zygote": self._zygote.pid}
         if not self._config.mqtt.url:
             found["broker"] = self._broker_process.pid
@@ -385,7 +394,7 @@ class Appliance:
         found |= {f"shadow/{name}": handler.status.pid for name, handler in self.serving.shadows.items()}
         found |= {f"model/{status.name}": status.pid for status in self.inference.status()}
         found |= {f"source/{source.name}": source.pid for source in self._sources}
-        return {name: pid for name, pid in found.items() if pid is not None}
+        return found
 
     def dropped(self) -> Counter[str]:
         """Frames that did not get where they should, by cause."""

@@ -9,22 +9,21 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from appliance.backoff import Backoff
 from appliance.config import FleetConfig
 from appliance.deploy.asking import Asking
 from appliance.deploy.bundle import bundle_target
-from appliance.deploy.desired import EVERYBODY, MAX_DEPLOYED, Assignment, Desired, merged, targets_of
+from appliance.deploy.desired import MAX_DEPLOYED, Assignment, Desired, merged, targets_of
 from appliance.deploy.download import Ears, Incoming
 from appliance.deploy.events import Blocked, Unwanted, Wanted
 from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.metadata import MetadataCache
-from appliance.deploy.record import Slot, one_line, slot_of
-from appliance.deploy.report import REPORT_SECONDS, DeviceReport, HandlerReport
+from appliance.deploy.record import Slot, slot_of
+from appliance.deploy.report import REPORT_SECONDS
 from appliance.deploy.resent import Resent
 from appliance.deploy.trust import (
     MissignedError,
@@ -34,10 +33,10 @@ from appliance.deploy.trust import (
     UntrustedError,
 )
 from appliance.errors import DeviceError, PeerError
-from appliance.mqtt.result import rfc3339
 from appliance.rollout.parts import Fetches, Parts, Serves, Stores, Trusts, Verifies
 from appliance.rollout.rollout import Rollout
 from appliance.sandbox.spec import HandlerSpec
+from appliance.standing import Account, Report
 from appliance.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -46,27 +45,12 @@ SETTLE_SECONDS = 0.2
 """Metadata files come in a bunch; they are looked at together."""
 REFRESH_SECONDS = 1.0
 """Between two verifications at least, however fast metadata comes."""
+SILENCE_SECONDS = 10.0
+"""From the start on: what the broker retains comes when the box has connected. Only after that it is missing."""
 FIRST_RETRY, LAST_RETRY = 2.0, 300.0
 """Seconds until documents that could not be had are asked for again."""
 MAX_GONE = MAX_DEPLOYED
 """Handlers that are gone and whose quarantine is remembered; then those that have been gone longest are forgotten."""
-
-NAME_TAKEN = "the configuration of this device has a handler of that name; remove it there, or rename it"
-
-
-Report = Callable[[str | None, HandlerReport | DeviceReport | None], None]
-"""(handler, what is to be retained of it); no handler: of the device. Nothing to be retained: clear it."""
-
-
-StandingState = Literal["waiting", "current", "stale", "untrusted"]
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How it is about the fleet's metadata: as in the device's report."""
-
-    state: StandingState = "waiting"
-    reason: str = "for the fleet's metadata"
 
 
 class Deployer:
@@ -99,7 +83,6 @@ class Deployer:
         self._trust = trust
         self._store = store
         self._downloads = downloads
-        self._report = report
         self._wall = wall
         self._clock = clock
         self._parts = Parts(
@@ -121,12 +104,13 @@ class Deployer:
         self._started = asyncio.Event()
         self._group = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
+        self._read = False
+        """The records were read: every handler that has one is known."""
+        self._booting = asyncio.Lock()
         self._rollouts: dict[str, Rollout] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._wanted: frozenset[str] = frozenset()
         """Names that are, or are being, ordered."""
-        self._not_ours: dict[str, HandlerReport] = {}
-        """What was said of handlers whose names are taken."""
         self._verified: Verifies | None = None
         self._good = False
         """The metadata that is there now has been verified."""
@@ -138,7 +122,8 @@ class Deployer:
         self._files: set[str] = set()
         """Digests of desired states and indexes that are in use."""
         self._cleaning = asyncio.Lock()
-        self.standing = Standing()
+        self._patient_until = clock() + SILENCE_SECONDS
+        self._account = Account(fleet, report, wall)
         self.configure(fleet, taken)
 
     def configure(self, fleet: FleetConfig, taken: Collection[str]) -> None:
@@ -146,9 +131,12 @@ class Deployer:
 
         The rest of ``fleet`` counts for handlers whose deployment begins from now on.
         """
-        self._fleet = fleet
+        self._fleet = self._account.fleet = fleet
         self._targets = targets_of(self._device, fleet.groups)
         self._taken = frozenset(taken)
+        self._order_anew()
+
+    def _order_anew(self) -> None:
         self._ordered, self._metadata = None, {}
         if self._ordering is not None:
             self._ordering.cancel()
@@ -174,17 +162,22 @@ class Deployer:
 
     async def start_active(self) -> None:
         """Start what the records of this device say, whatever the fleet is about."""
+        self._read = await self._start_recorded()
+        self._started.set()
+
+    async def _start_recorded(self) -> bool:
+        """False where the records cannot be read."""
         try:
             names = await in_thread(self._store.records)
         except DeviceError as error:
             log.warning("event=records_not_read error=%s", error)
-            names = []
+            return False
         for name in names:
             if name in self._taken:
                 log.warning("event=deployed_handler_not_started handler=%s reason=name_taken", name)
                 continue
             await self._rollout(name)
-        self._started.set()
+        return True
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self._tasks = [task for task in self._tasks if not task.done()]
@@ -193,12 +186,13 @@ class Deployer:
         return task
 
     async def _rollout(self, name: str) -> Rollout:
-        if name not in self._rollouts:
-            rollout = Rollout(name, self._parts, self._fleet, clock=self._clock)
-            await rollout.boot()
-            self._rollouts[name] = rollout
-            self._running[name] = self._begin(rollout.run())
-        return self._rollouts[name]
+        async with self._booting:  # one for each name, whoever asks first
+            if name not in self._rollouts:
+                rollout = Rollout(name, self._parts, self._fleet, clock=self._clock)
+                await rollout.boot()
+                self._rollouts[name] = rollout
+                self._running[name] = self._begin(rollout.run())
+            return self._rollouts[name]
 
     # --- metadata --------------------------------------------------------------------------------------------
 
@@ -227,7 +221,9 @@ class Deployer:
         """Seconds until the metadata is looked at again without news: it expires, clocks are set, it is asked for."""
         now = self._clock()
         times = [REPORT_SECONDS, self._resent.due_at - now, self._asking.left(now, content=self._content)]
-        if self._verified is not None and self.standing.state != "stale":
+        if now < self._patient_until:
+            times.append(self._patient_until - now)
+        if self._verified is not None and self._account.standing.state != "stale":
             times.append(self._verified.expires.timestamp() - self._wall())
         return max(0.0, min(times))
 
@@ -260,9 +256,9 @@ class Deployer:
             changed = self._verified is None or verified.versions != self._verified.versions
             self._verified, self._good = verified, True
             if changed:
-                self._say()
+                self._account.verified(verified.versions, verified.expires)
             if verified.versions == self._ordered:
-                self._stand("current")
+                self._account.stand("current")
             elif self._ordering is None or self._ordering.done() or metadata != self._metadata:
                 await self._end_ordering()
                 self._metadata = metadata
@@ -277,13 +273,13 @@ class Deployer:
 
     def _is_stale(self, reason: str) -> None:
         """Nothing new is begun with. What is ordered is ordered again when the metadata is fresh."""
-        if self.standing.state != "stale":
+        if self._account.standing.state != "stale":
             self._ordered = None
             if self._ordering is not None:
                 self._ordering.cancel()
             for rollout in self._rollouts.values():
                 rollout.stale(f"the fleet's metadata has expired: {reason}")
-        self._stand("stale", reason)
+        self._account.stand("stale", reason)
 
     def _is_doubtful(self, error: TrustError | DeviceError) -> None:
         """What was verified last stays in force, as long as it would have been."""
@@ -291,11 +287,13 @@ class Deployer:
             self._is_stale(str(error))
         elif isinstance(error, UntrustedError):
             doubt = "; is fleet.root the root.json of this fleet?" if self._verified is None else ""
-            self._stand("untrusted", f"{error}{doubt}")
-        elif self._verified is None:
-            self._stand("waiting", str(error) if self._cache.snapshot() else self._nothing_came())
-        elif self.standing.state == "current":
-            self._stand("current", str(error))  # news is under way
+            self._account.stand("untrusted", f"{error}{doubt}")
+        elif isinstance(error, DeviceError) and self._verified is None:
+            self._account.stand("waiting", str(error))
+        elif self._verified is None and self._clock() >= self._patient_until:
+            self._account.stand("waiting", str(error) if self._cache.snapshot() else self._nothing_came())
+        elif self._account.standing.state == "current":
+            self._account.stand("current", str(error))  # news is under way
 
     def _nothing_came(self) -> str:
         return (
@@ -329,13 +327,13 @@ class Deployer:
         try:
             wanted = merged([d for path in self._targets if (d := await self._desired(verified, path, files))])
         except (PeerError, DeviceError) as error:
-            self._stand("untrusted" if isinstance(error, UntrustedError) else "waiting", str(error))
+            self._account.stand("untrusted" if isinstance(error, UntrustedError) else "waiting", str(error))
             return False
-        self._stand("current")
+        self._account.stand("current")
         self._wanted = frozenset(wanted)
         for name in self._rollouts.keys() - wanted.keys():
             self._rollouts[name].order(Unwanted())
-        self._say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
+        self._account.say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
         async with asyncio.TaskGroup() as tasks:
             ours = [
                 tasks.create_task(self._order_one(verified, name, assignment, files))
@@ -385,6 +383,7 @@ class Deployer:
 
     async def _keep_clean(self) -> None:
         await self._started.wait()  # what is not started yet needs its slots no less
+        await self._until_read()
         while True:
             await self._garbage.wait()
             async with self._parts.turn:  # nobody stages meanwhile, and what is fetched is wanted
@@ -393,10 +392,19 @@ class Deployer:
                 wanted = {digest for rollout in self._rollouts.values() for digest in rollout.wanted}
                 try:
                     async with self._cleaning:
-                        await in_thread(self._store.collect, used, wanted, self._files)
+                        await in_thread(self._store.collect, used, wanted, frozenset(self._files))
                 except DeviceError as error:
                     log.warning("event=not_collected error=%s", error)
             await self._forget_gone()
+
+    async def _until_read(self) -> None:
+        """A disk that failed at the start may do later: until then nobody knows which slots are in use."""
+        waits = Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)
+        while not self._read:
+            await asyncio.sleep(waits.failed(self._clock()))
+            if await self._start_recorded():
+                self._read = True
+                self._order_anew()
 
     async def _forget_gone(self) -> None:
         """Names come and go for as long as a device lives: of those that went, no more than MAX_GONE are kept."""
@@ -409,49 +417,7 @@ class Deployer:
             except DeviceError as error:
                 log.warning("event=record_not_removed handler=%s error=%s", rollout.name, error)
 
-    # --- reports -----------------------------------------------------------------------------------------------
-
     async def _keep_reporting(self) -> None:
         while True:
-            self._say()
+            self._account.say()
             await asyncio.sleep(REPORT_SECONDS)
-
-    def _stand(self, state: StandingState, reason: str = "") -> None:
-        before, self.standing = self.standing, Standing(state, one_line(reason))
-        if before != self.standing:
-            level = logging.INFO if state == "current" else logging.WARNING
-            log.log(level, "event=fleet_metadata state=%s reason=%s", state, self.standing.reason or "none")
-            self._say()
-
-    def _say(self) -> None:
-        verified = self._verified
-        self._report(
-            None,
-            DeviceReport(
-                fleet=self._fleet.name,
-                state=self.standing.state,
-                reason=self.standing.reason,
-                at=_rfc3339(self._wall()),
-                groups=(EVERYBODY, *self._fleet.groups),
-                metadata=dict(verified.versions) if verified else {},
-                expires=_rfc3339(verified.expires.timestamp()) if verified else "",
-            ),
-        )
-
-    def _say_not_ours(self, wanted: Mapping[str, Assignment]) -> None:
-        """Of handlers that the configuration has given."""
-        for name in self._not_ours.keys() - wanted.keys():
-            del self._not_ours[name]
-            self._report(name, None)
-        for name, assignment in wanted.items():
-            desired = slot_of(assignment).report
-            if name in self._not_ours and self._not_ours[name].desired == desired:
-                continue
-            self._not_ours[name] = HandlerReport(
-                handler=name, state="refused", reason=NAME_TAKEN, since=_rfc3339(self._wall()), desired=desired
-            )
-            self._report(name, self._not_ours[name])
-
-
-def _rfc3339(seconds: float) -> str:
-    return rfc3339(int(seconds * 1e9))

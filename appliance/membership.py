@@ -16,12 +16,13 @@ from appliance.deploy.download import Downloads
 from appliance.deploy.fleet_topics import FleetTopics
 from appliance.deploy.store import Store
 from appliance.deploy.trust import Trust, read_root
-from appliance.deployer import Deployer, Report
+from appliance.deployer import Deployer
 from appliance.errors import DeviceError
 from appliance.inference.broker import Broker
 from appliance.rollout.admitting import admit, load_slot
 from appliance.sandbox.admission.admit import Admission
 from appliance.serving import Serving
+from appliance.standing import Report
 
 log = logging.getLogger(__name__)
 

@@ -137,11 +137,9 @@ class Reloading:
         specs = await asyncio.to_thread(load_handlers, new, self._reserved)
         begun = [spec for name, spec in specs.items() if spec != self._specs.get(name)]
         gone = [name for name in self._specs if name not in specs]
-        deployed = self._deployed()
-        for spec in begun:
-            if spec.name in deployed and spec.name not in self._specs:
-                raise ConfigError(f"handlers: the fleet deploys a handler {spec.name!r} here; give this another `name`")
-        await self._replace(begun)
+        added = [spec.name for spec in begun if spec.name not in self._specs]
+        self._check_not_deployed(added)
+        await self._replace(begun, check=lambda: self._check_not_deployed(added))
         for name in gone:
             await self._handlers.stop(name)
         self.config, self._specs = new, specs
@@ -149,14 +147,21 @@ class Reloading:
         names = [*(spec.name for spec in begun), *gone]
         return [*(key for key in keys if key != "handlers"), *(f"handlers.{name}" for name in names)]
 
-    async def _replace(self, specs: list[HandlerSpec]) -> None:
-        """All of them come into service, or none."""
+    def _check_not_deployed(self, names: Iterable[str]) -> None:
+        deployed = self._deployed()
+        for name in names:
+            if name in deployed:
+                raise ConfigError(f"handlers: the fleet deploys a handler {name!r} here; give this another `name`")
+
+    async def _replace(self, specs: list[HandlerSpec], check: Callable[[], None] = lambda: None) -> None:
+        """All of them come into service, or none; ``check`` may still refuse them when they run."""
         begun: list[HandlerSpec] = []
         try:
             for spec in specs:
                 await self._handlers.shadow(spec)
                 begun.append(spec)
             await self._until_running(begun)
+            check()  # they took their time
         except BaseException:
             for spec in begun:
                 if self._is_ours(spec):

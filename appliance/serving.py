@@ -11,7 +11,7 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 
 from appliance.deploy.watch import Sample, since
-from appliance.errors import ConfigError
+from appliance.errors import DeviceError
 from appliance.faults import FaultKeeper
 from appliance.inference.broker import Broker
 from appliance.sandbox.capsule import Crash
@@ -86,7 +86,7 @@ class Serving:
         return (handler.spec for handler in self._tasks if handler not in shadows)
 
     async def start(self, spec: HandlerSpec) -> None:
-        """A handler goes into service; ConfigError where its name is taken."""
+        """A handler goes into service; DeviceError where its name is taken."""
         await self._begin(spec, shadow=False)
 
     async def stop(self, name: str) -> None:
@@ -97,7 +97,7 @@ class Serving:
     async def shadow(self, spec: HandlerSpec) -> None:
         """A handler gets frames beside the one of its name, if there is any, and nobody hears of what it emits.
 
-        It begins with that one's state. ConfigError where the name has a shadow already.
+        It begins with that one's state. DeviceError where its name is taken, or has a shadow already.
         """
         await self._begin(spec, shadow=True)
 
@@ -160,11 +160,12 @@ class Serving:
         self._on_change()
 
     def _check_free(self, name: str, *, shadow: bool) -> None:
+        """Who is in the way is a matter of this device: no handler and no configuration is wrong for it alone."""
         taken = name in self._zipper.observers
         if shadow and name in self._shadows:
-            raise ConfigError(f"handlers: {name!r} has a shadow already; end that one first")
+            raise DeviceError(f"handlers: {name!r} has a shadow already; end that one first")
         if taken and not (shadow and name in self._live):
-            raise ConfigError(f"handlers: the name {name!r} is taken; give one of them another `name`")
+            raise DeviceError(f"handlers: the name {name!r} is taken; give one of them another `name`")
 
     async def _end(self, handler: LocalHandler) -> None:
         """A handler leaves its name at once, and itself when it is done."""

@@ -38,6 +38,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for where, name in (
         (module, "REFRESH_SECONDS"),
         (module, "SETTLE_SECONDS"),
+        (module, "SILENCE_SECONDS"),
         (module, "FIRST_RETRY"),
         (rollout, "POLL_SECONDS"),
         (rollout, "FIRST_RETRY"),
@@ -140,7 +141,7 @@ async def test_what_is_desired_runs_and_the_reports_prove_it(device: Device) -> 
         await until(lambda: device.said.state == "current")
         assert device.said.metadata == {"root": 1, "timestamp": 2, "snapshot": 2, "targets": 2}
         assert device.said.groups == ("all", "door")
-        assert device.said.expires.startswith("2026-01-31")
+        assert device.said.expires.startswith("2027-01-31")
 
 
 async def test_nothing_is_there_yet(device: Device) -> None:
@@ -170,6 +171,20 @@ async def test_where_nothing_comes_at_all_the_device_says_what_to_look_at(device
     async with device.deployer():
         await until(lambda: f"nothing has come on {TOPICS.all_metadata}" in device.said.reason)
         assert device.said.state == "waiting"
+
+
+async def test_metadata_may_take_some_seconds_to_come(
+    device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 3600.0)
+    async with device.deployer() as deployer:
+        await deployer._refresh()
+        assert [(report.state, report.reason) for report in device.of_device] == [
+            ("waiting", "for the fleet's metadata")
+        ]
+        deploy(device, "detector")
+        await until(lambda: device.running)
+    assert not [record for record in caplog.records if "state=waiting" in record.message]
 
 
 async def test_no_document_is_nothing_desired(device: Device) -> None:
@@ -245,6 +260,34 @@ async def test_records_that_cannot_be_listed_stop_nothing(device: Device, monkey
     deploy(device, "detector")
     async with device.deployer():
         await until(lambda: device.running)
+
+
+async def test_nothing_is_collected_until_the_records_have_been_read(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = deploy(device, "detector")["detector"]
+    async with device.deployer():
+        await until(lambda: device.said_of("detector").state == "active")
+    records, fails, reads = device.store.records, True, 0
+
+    def reading() -> list[str]:
+        nonlocal reads
+        reads += 1
+        if fails:
+            raise DeviceError("the disk fails")
+        return records()
+
+    monkeypatch.setattr(device.store, "records", reading)
+    two = deploy(device, "counter")["counter"]
+    async with device.deployer():
+        await until(lambda: device.said_of("counter").state == "active")
+        seen = reads
+        await until(lambda: reads >= seen + 2)
+        assert slots(device) == {one.digest, two.digest}
+        fails = False
+        await until(lambda: records() == ["counter"])  # it is known now, and nobody wants it
+        await until(lambda: slots(device) == {two.digest})
+        assert device.running == {"counter": "1.0.0"}
 
 
 # --- when metadata is not what it should be ---------------------------------------------------------------------------

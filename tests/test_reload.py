@@ -12,7 +12,7 @@ import pytest
 
 import appliance.reload
 from appliance.config import Config, MqttConfig, load_config
-from appliance.errors import ApplianceError, ConfigError, HandlerError
+from appliance.errors import ApplianceError, ConfigError, DeviceError, HandlerError
 from appliance.reload import LIVE, Handlers, Reloading, changed_keys, load_handlers
 from appliance.sandbox.spec import HandlerSpec
 
@@ -45,7 +45,7 @@ class Serving:
 
     async def shadow(self, spec: HandlerSpec) -> None:
         if spec.name in self.shadows:
-            raise ConfigError(f"handlers: the name {spec.name!r} has a shadow already")
+            raise DeviceError(f"handlers: the name {spec.name!r} has a shadow already")
         self.calls.append(f"shadow {spec.name}")
         self.shadows[spec.name] = Live(spec)
 
@@ -208,7 +208,7 @@ async def test_a_handler_that_does_not_come_up_is_not_waited_for_forever(
 async def test_a_canary_under_way_refuses_the_change(box: Box) -> None:
     box.serving.shadows["parts"] = canary = Live(box.serving.live["parts"].spec)
     box.write('handlers = [{ path = "count", observes = [9] }, { path = "parts", observes = [7] }]')
-    with pytest.raises(ConfigError, match="has a shadow"):
+    with pytest.raises(DeviceError, match="has a shadow"):
         await box.reloading.reload()
     assert box.serving.shadows == {"parts": canary}
     assert box.serving.calls == ["shadow count", "unshadow count"]
@@ -221,6 +221,18 @@ async def test_what_the_fleet_has_in_hand_is_not_for_the_configuration(box: Box)
     box.write('handlers = [{ path = "parts", observes = [7] }]')  # its own already
     assert await box.reloading.reload() == ["handlers.parts", "handlers.count"]
     assert set(box.reloading.names) == {"parts"}
+
+
+async def test_what_the_fleet_took_in_hand_meanwhile_is_not_for_the_configuration(box: Box) -> None:
+    box.serving.fate["other"] = Condition("starting")
+    box.write('handlers = [{ path = "parts", observes = [7] }, { path = "count", name = "other" }]')
+    refused = asyncio.create_task(box.refused())
+    while len(box.serving.shadows) < 2:
+        await asyncio.sleep(0)
+    box.deployed = ("other",)
+    box.serving.fate["other"] = Condition("running")
+    assert "the fleet deploys a handler 'other'" in str(await refused)
+    assert box.serving.calls == ["shadow parts", "shadow other", "unshadow parts", "unshadow other"]
 
 
 async def test_whoever_wants_a_reload_sets_an_event(box: Box) -> None:

@@ -12,7 +12,7 @@ from crash_bench import failing, few_strikes
 from sandbox_bench import NOTHING, TAG, TIMEOUT, TRAP, guest, is_alive, spec, until
 from serving_bench import Stage, stage
 
-from appliance.errors import ConfigError
+from appliance.errors import ConfigError, DeviceError
 from appliance.sandbox.evidence import Quarantines
 from appliance.sandbox.spec import HandlerSpec
 from appliance.zipper.handlers import LocalHandler
@@ -202,16 +202,16 @@ async def test_a_worker_that_cannot_begin_counts_in_a_row(tmp_path: Path) -> Non
         assert sample.reason.startswith("init: ")
 
 
-async def test_names_are_taken_once(tmp_path: Path) -> None:
+async def test_names_are_taken_once_and_that_is_no_handlers_fault(tmp_path: Path) -> None:
     async with stage(tmp_path) as place:
         await place.serving.start(echo())
-        with pytest.raises(ConfigError, match="'guest' is taken"):
+        with pytest.raises(DeviceError, match="'guest' is taken"):
             await place.serving.start(echo("2.0.0"))
         for call in (place.serving.start, place.serving.shadow):
-            with pytest.raises(ConfigError, match="'sink' is taken"):
+            with pytest.raises(DeviceError, match="'sink' is taken"):
                 await call(echo(name="sink"))
         await place.serving.shadow(echo("2.0.0"))
-        with pytest.raises(ConfigError, match="has a shadow already"):
+        with pytest.raises(DeviceError, match="has a shadow already"):
             await place.serving.shadow(echo("3.0.0"))
         await place.serving.unshadow("guest")
         await place.serving.unshadow("guest")

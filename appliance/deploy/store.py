@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -157,23 +157,22 @@ class Store:
         return slot
 
     def collect(
-        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Container[str] = ()
+        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Collection[str] = ()
     ) -> None:
         """Remove all that is neither in a used slot (name, digest) nor wanted.
 
-        ``wanted`` are digests of bundles, which stand for their files, too; ``documents`` of files alone. The latter
-        may become more meanwhile: whoever adds one there, and then looks whether it is here, is right.
+        ``wanted`` are digests of bundles, which stand for their files, too; ``documents`` of files alone.
         """
         with self._changing():
             self._under_way = {digest: each for digest, each in self._under_way.items() if digest in wanted}
             for slot in list(self._slots.glob("*/*")):
                 if (slot.parent.name, slot.name) not in used:
                     self._discard(slot)
-            needed = self._needed(wanted)
+            needed = self._needed(wanted).union(documents)
             _remove(name for name in self._slots.iterdir() if not name.is_dir() or not any(name.iterdir()))
             for file in (*self._objects.iterdir(), *self._incoming.iterdir()):
                 digest = file.name.partition(".")[0]
-                if not any(digest in those for those in (needed, self._open, documents)):
+                if digest not in needed and digest not in self._open:
                     _remove([file])
             _remove(staged for staged in self._staging.iterdir() if staged.name not in wanted)
 

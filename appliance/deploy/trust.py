@@ -44,6 +44,8 @@ MAX_ROOT_ROTATIONS = 1024
 MAX_DELEGATIONS = 32
 """Roles that are asked for one target."""
 READ_BYTES = 64 << 10
+MADE_SECONDS = 1_795_478_400.0
+"""2026-11-24 in Unix seconds: this software was not there before. A box whose clock says less has a wrong one."""
 
 ROOTS = "root_history"
 """Where the client keeps the root's versions, in its directory."""
@@ -115,7 +117,7 @@ class Trust:
     def refresh(self, metadata: Mapping[str, bytes]) -> "Verified":
         """Verify metadata (file name -> bytes) from the root on. TrustError says whether to wait."""
         with self._lock:
-            now = min(max(self._wall(), self._floor.seen), MAX_SECONDS)
+            now = min(max(self._wall(), self._floor.seen, MADE_SECONDS), MAX_SECONDS)
             fetcher = _Fetcher(metadata)
             updater = self.guarded(lambda: self._refreshed(fetcher, now))
             verified = Verified(self, updater, fetcher)

@@ -1,7 +1,7 @@
 """What the deployments of a device's handlers have in common: the parts that carry them out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Container, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -75,7 +75,7 @@ class Stores(Slots, Protocol):
     """:class:`appliance.deploy.store.Store`; blocking."""
 
     def collect(
-        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Container[str] = ()
+        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Collection[str] = ()
     ) -> None: ...
     def records(self) -> list[str]: ...
 

@@ -25,7 +25,7 @@ from appliance.deploy.bundle import Bundle, BundleFile, bundle_target, encode_bu
 from appliance.deploy.desired import Assignment, Desired, device_target, encode_desired
 from appliance.deploy.fleet_topics import DEFAULT_CHUNK_BYTES, FleetTopics
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
+START = datetime(2027, 1, 1, tzinfo=UTC)
 """When everything is signed; the tests' clocks begin here."""
 MANIFEST = b'name = "detector"\nversion = "1.0.0"\nobserves = [1]\n'
 

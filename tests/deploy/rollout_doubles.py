@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Container
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,7 +78,7 @@ class MemoryStore:
         return Path("/slots", name, digest) if (name, digest) in self.slots else None
 
     def collect(
-        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Container[str] = ()
+        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Collection[str] = ()
     ) -> None:
         self._call("collect")
         self.collected.append((set(used), set(wanted)))

@@ -278,18 +278,6 @@ def test_a_document_stays_and_what_it_names_goes(scene: Scene) -> None:
     assert scene.store._under_way == {}
 
 
-def test_a_document_that_is_needed_from_now_on_stays(scene: Scene) -> None:
-    document = scene.store.object(scene.digest(b"desired"))
-    document.write_bytes(b"desired")
-
-    class Documents:
-        def __contains__(self, digest: object) -> bool:
-            return digest == document.name  # as it is when its turn comes
-
-    scene.store.collect(used=(), documents=Documents())
-    assert scene.store.has(document.name)
-
-
 def test_a_file_that_is_being_downloaded_is_not_collected(scene: Scene) -> None:
     data = os.urandom(2 * MIN_CHUNK_BYTES)
     with scene.partial(data) as file:

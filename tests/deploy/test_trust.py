@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from appliance.deploy.bundle import Bundle, BundleFile, bundle_target, encode_bu
 from appliance.deploy.desired import Assignment, Desired
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES
 from appliance.deploy.trust import (
+    MADE_SECONDS,
     IncompleteError,
     SignedTarget,
     StaleError,
@@ -200,6 +201,17 @@ def test_a_developer_who_signs_no_more_is_stale_alone(box: Box, fleet: Fleet) ->
     box.clock.now += 2 * DAY
     with pytest.raises(StaleError, match="acme is expired"):
         box.refresh().target("handlers/acme-counter/1.0.0.json")
+
+
+def test_a_new_box_without_a_clock_knows_that_it_is_not_1970(box: Box, fleet: Fleet) -> None:
+    box.clock.now = 0.0
+    fleet.now = datetime.fromtimestamp(MADE_SECONDS, UTC) - timedelta(days=31)
+    fleet.publish()
+    with pytest.raises(StaleError, match="expired"):
+        box.refresh()
+    fleet.now += timedelta(days=2)
+    fleet.publish()
+    box.refresh()
 
 
 def test_a_clock_that_begins_in_1970_does_not_bring_the_past_back(box: Box, fleet: Fleet) -> None:

@@ -24,8 +24,10 @@ async def test_a_handler_that_is_started_later_is_published_until_it_is_stopped(
         await box.until(lambda: of_guest("2.0.0") > 3)
         await box.until(lambda: box.state("handler/guest")["version"] == "2.0.0")
         assert "worker/guest" in box.appliance.processes()
+        await box.until(lambda: "worker/guest" in box.appliance.memory_kb)
         await serving.stop("guest")
         assert "worker/guest" not in box.appliance.processes()
+        await box.until(lambda: "worker/guest" not in box.appliance.memory_kb)
         await box.until(lambda: box.state("box/status").get("handlers") == {"parts": "running"})
         offered = box.appliance.publisher.stats.results
         await box.until(lambda: len(box.results()) >= offered)  # they come in order
@@ -35,3 +37,4 @@ async def test_a_handler_that_is_started_later_is_published_until_it_is_stopped(
     assert box.summary is not None
     assert box.summary.handlers == {"parts": "running"}
     assert box.summary.lost == 0
+    assert {"zipper", "worker/parts"} < box.summary.memory_mb.keys()
