@@ -10,7 +10,7 @@ import aiomqtt
 import msgspec
 import pytest
 from mosquitto import PATIENCE, Mosquitto
-from scripted_broker import CONNACK, fake_broker, packet, says
+from scripted_broker import CONNACK, fake_broker, packet, publish, read_packet, says
 from signed_fleet import SomeFleet, Watcher, settings
 
 from appliance.backoff import Backoff
@@ -30,6 +30,7 @@ from appliance.fleet.watching import Expected
 
 MODEL = random.Random(1).randbytes(300_000)
 AT = "2026-11-24T12:00:00.000000000Z"
+SUBSCRIBE = 0x82
 NOW = 1795521600.0
 """The same."""
 
@@ -272,6 +273,47 @@ async def test_a_broker_that_never_comes_to_an_end_is_left(tmp_path: Path) -> No
     async with fake_broker([says(CONNACK)]) as endpoint, asyncio.timeout(PATIENCE):
         with pytest.raises(PeerError, match=r"has not told all within 0 s"):
             await read_status(SomeFleet(tmp_path, settings(f"mqtt://{endpoint}")), 0.2)
+
+
+async def pours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Grants everything, and sends messages for ever, but never ours."""
+    writer.write(CONNACK)
+
+    async def pour() -> None:
+        while True:
+            writer.write(publish(b"fleet/plant/meta/1.x.json", bytes(1000)))
+            await writer.drain()
+
+    pouring = asyncio.create_task(pour())
+    try:
+        while True:
+            kind, body = await read_packet(reader)
+            if kind == SUBSCRIBE:
+                writer.write(packet(0x90, body[:2] + b"\0\1"))
+    except asyncio.IncompleteReadError:
+        pouring.cancel()
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "said"),
+    [
+        ("SETTLE_TOTAL_SECONDS", 0.3, r"come to no end within 0 s, and has not shown fleet/plant/marker.*access list"),
+        ("MAX_SETTLE", 20_000, r"sent more than 20000 bytes, and has not shown fleet/plant/marker"),
+    ],
+)
+async def test_a_broker_that_goes_on_sending_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, value: float, said: str
+) -> None:
+    if bound == "MAX_SETTLE":
+        settled = operators_broker.Session.settled
+        monkeypatch.setattr(operators_broker.Session, "settled", lambda self, topic, _: settled(self, topic, value))
+    else:
+        monkeypatch.setattr(operators_broker, bound, value)
+    async with fake_broker([pours]) as endpoint, asyncio.timeout(PATIENCE):
+        fleet = SomeFleet(tmp_path, settings(f"mqtt://{endpoint}"))
+        fleet.sign(1)
+        with pytest.raises(PeerError, match=said):
+            await synchronise(fleet, Watcher())
 
 
 async def test_a_login_that_is_refused_names_the_file_and_the_keys(tmp_path: Path) -> None:
