@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from appliance.deploy.desired import EVERYBODY, Assignment
+from appliance.deploy.desired import EVERYBODY, MAX_DEPLOYED, Assignment
 from appliance.deploy.record import slot_of
 from appliance.deploy.report import (
     FAILED_STATES,
@@ -24,9 +24,13 @@ from appliance.frame import is_name
 
 SILENT_SECONDS = 3 * REPORT_SECONDS
 """A device that says nothing for so long is silent, whatever its status is."""
-MAX_DEVICES = 10_000
-MAX_HANDLERS = 128
-"""Reports on handlers of one device that are kept."""
+MAX_DEVICES = 4096
+MAX_HANDLERS = 2 * MAX_DEPLOYED
+"""Reports on handlers of one device that are kept: on those that run, and on those that go or were refused."""
+MAX_KEPT_BYTES = 48 << 20
+"""All that devices have said, each with ``KEPT_OVERHEAD``: ten handlers on each of four thousand devices."""
+KEPT_OVERHEAD = 512
+"""Bytes beside its payload that something said takes."""
 MAX_STATUS_BYTES = 64 << 10
 
 GONE = frozenset({"lost", "disconnected"})
@@ -52,6 +56,8 @@ class Device:
     handlers: dict[str, HandlerReport] = field(default_factory=dict)
     heard: float | None = None
     """When it last said something while we listened: seconds since 1970 of this machine's clock."""
+    sizes: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+    """Bytes of what is kept, by the rest of the topic."""
 
 
 class Reports:
@@ -61,6 +67,7 @@ class Reports:
         self._prefix = prefix
         self._fleet = fleet
         self._devices: dict[str, Device] = {}
+        self._kept = 0
         self.nonsense = 0
 
     @property
@@ -69,7 +76,7 @@ class Reports:
         return tuple(f"{self._prefix}/+/{each}" for each in ("status", "deployment", "deployment/+"))
 
     def received(self, topic: str, payload: bytes, heard: float | None = None) -> None:
-        """One message; an empty one says that the device has taken its word back.
+        """One message; an empty one says that the device has taken its word back. PeerError where it becomes too much.
 
         ``heard``: now, where the message is fresh; None where the broker had kept it.
         """
@@ -81,6 +88,17 @@ class Reports:
             device.heard = heard if heard is not None else device.heard
         except PeerError:
             self.nonsense += 1
+            return
+        rest = "/".join(about)
+        self._kept -= device.sizes.pop(rest, 0)
+        if payload:
+            device.sizes[rest] = len(payload) + KEPT_OVERHEAD
+            self._kept += device.sizes[rest]
+        if self._kept > MAX_KEPT_BYTES:
+            raise PeerError(
+                f"the broker holds more than {MAX_KEPT_BYTES} bytes of reports on {self._prefix}/+/deployment/#: "
+                "clear by hand what no device has said"
+            )
 
     def devices(self) -> tuple[Device, ...]:
         """Those of the fleet, by name."""

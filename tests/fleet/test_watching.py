@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from appliance.deploy.desired import Assignment
 from appliance.deploy.record import slot_of
 from appliance.deploy.report import DeviceReport, HandlerReport, HandlerState, Progress, SlotReport, encode_report
+from appliance.errors import PeerError
+from appliance.fleet import watching
 from appliance.fleet.log_lines import LogLine, log_lines
 from appliance.fleet.watching import (
+    KEPT_OVERHEAD,
     MAX_DEVICES,
     MAX_HANDLERS,
     MAX_STATUS_BYTES,
@@ -130,6 +133,23 @@ def test_devices_are_bounded() -> None:
     for number in range(MAX_DEVICES + 5):
         reports.received(f"appliance/box-{number}/status", b'{"state":"ready"}')
     assert reports.nonsense == 5
+
+
+def test_what_is_kept_of_reports_is_bounded_and_what_is_taken_back_counts_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "MAX_KEPT_BYTES", 3 * (KEPT_OVERHEAD + 40))
+    reports, ready = Reports("appliance", "plant"), b'{"state":"ready"}'.ljust(40)
+    for _ in range(2):
+        for number in range(3):
+            reports.received(f"appliance/box-{number}/status", ready)
+    with pytest.raises(PeerError, match=r"more than 1656 bytes of reports on appliance/\+/deployment/#: clear"):
+        reports.received("appliance/box-3/status", ready)
+    reports = Reports("appliance", "plant")
+    for number in range(5):
+        reports.received(f"appliance/box-{number}/status", ready)
+        reports.received(f"appliance/box-{number}/status", b"")
+    assert reports.nonsense == 0
 
 
 # --- silence ----------------------------------------------------------------------------------------------------
