@@ -282,12 +282,21 @@ async def read_status(
 
 
 async def follow_logs(
-    fleet: SignedFleet, device: str | None, display: Display, *, retry: Backoff | None = None
+    fleet: SignedFleet,
+    device: str | None,
+    display: Display,
+    *,
+    listening: Callable[[], None] = lambda: None,
+    retry: Backoff | None = None,
 ) -> None:
-    """Show the logs of a device, or of all, until cancelled. ConfigError for what is no name of a device."""
+    """Show the logs of a device, or of all, until cancelled. ConfigError for what is no name of a device.
+
+    ``listening`` is called once, when the broker has agreed.
+    """
     if device is not None and not is_name(device):
         raise ConfigError(f"{device!r} is no name of a device: lower-case letters, digits, - and _")
     prefix = fleet.settings.mqtt.prefix
+    told = False
 
     def heard(topic: str, payload: bytes) -> None:
         name = topic.removeprefix(f"{prefix}/").partition("/")[0]
@@ -295,7 +304,11 @@ async def follow_logs(
             display.log_line(line)
 
     async def once(session: Session) -> None:
+        nonlocal told
         await session.listen([f"{prefix}/{device or '+'}/log"], heard)
+        if not told:
+            told = True
+            listening()
         await asyncio.Event().wait()
 
     await _persistently(fleet, once, display, retry)

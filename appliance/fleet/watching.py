@@ -1,7 +1,7 @@
 """What devices say, and how far each is with what it should run. Pure: text and times in, values out."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -40,6 +40,12 @@ FIRST_CLOCK = 1_700_000_000.0
 """A device that says it is earlier has no clock."""
 
 EXIT_CONVERGED, EXIT_FAILED, EXIT_UNANSWERED = 0, 1, 4
+
+
+def exit_code_of(codes: Iterable[int]) -> int:
+    """Of several outcomes: a refusal counts before what has not been answered."""
+    codes = set(codes)
+    return next((code for code in (EXIT_FAILED, EXIT_UNANSWERED) if code in codes), EXIT_CONVERGED)
 
 
 class _Status(msgspec.Struct, frozen=True):
@@ -171,7 +177,10 @@ Verdict = Literal["converged", "failed", "waiting"]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Devices and groups should run ``handler`` as the bundle ``digest``; with None, not at all."""
+    """Devices and groups should run ``handler`` as the bundle ``digest``; with None, not at all.
+
+    ``inherited``: each should run what all documents together give it, be that nothing; the digest does not count.
+    """
 
     handler: str
     digest: str | None
@@ -180,6 +189,12 @@ class Expected:
     """Of what the operator changed of the bundle (:attr:`appliance.deploy.record.Slot.changes`)."""
     devices: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
+    inherited: bool = False
+
+    def of(self, slot: SlotReport | None) -> "Expected":
+        """The same of what documents give one device."""
+        digest, version, changes = (slot.digest, slot.version, slot.changes) if slot else (None, "", "")
+        return replace(self, digest=digest, version=version, changes=changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +253,10 @@ def _arrival(expected: Expected, device: Device, effective: Effective, now: floa
     version = running.version if running is not None else ""
     groups = device.report.groups if device.report is not None else ()
     assigned = effective(device.name, groups).get(expected.handler)
-    ours = _is(slot_of(assigned).report, expected) if assigned is not None else expected.digest is None
+    given = slot_of(assigned).report if assigned is not None else None
+    if expected.inherited:
+        expected = expected.of(given)
+    ours = _is(given, expected) if given is not None else expected.digest is None
     if not ours:
         other = f"{assigned.version} by another document" if assigned is not None else "none by another document"
         return Arrival(device.name, "converged", "other", version, f"should run {other}")

@@ -461,9 +461,9 @@ async def test_logs_are_followed_over_a_lost_connection(fleet: SomeFleet, broker
         return msgspec.json.encode({"at": AT, "level": "warning", "unit": "zipper", "text": text})
 
     heard = asyncio.Event()
-    watcher = Watcher(on_line=lambda _: heard.set())
+    watcher, agreed = Watcher(on_line=lambda _: heard.set()), list[str]()
     async with asyncio.timeout(PATIENCE):
-        task = asyncio.create_task(follow_logs(fleet, "a", watcher, retry=soon()))
+        task = asyncio.create_task(follow_logs(fleet, "a", watcher, listening=lambda: agreed.append("a"), retry=soon()))
         for text in ("first", "second"):
             heard.clear()
             while not heard.is_set():  # until it has subscribed
@@ -475,5 +475,6 @@ async def test_logs_are_followed_over_a_lost_connection(fleet: SomeFleet, broker
         task.cancel()
         await asyncio.wait([task])
     assert {(each.device, each.text) for each in watcher.lines} == {("a", "first"), ("a", "second"), ("a", "more")}
+    assert agreed == ["a"]
     with pytest.raises(ConfigError, match="no name of a device"):
         await follow_logs(fleet, "a/+", watcher)

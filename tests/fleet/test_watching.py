@@ -25,6 +25,7 @@ from appliance.fleet.watching import (
     Expected,
     Outcome,
     Reports,
+    exit_code_of,
     outcome,
     rows,
     seconds_of,
@@ -302,3 +303,23 @@ def test_lines_of_logs_are_taken_and_nonsense_is_not() -> None:
     line = {"at": AT, "level": "error", "unit": "zipper", "text": "broken", "more": 1}
     payload = b"\n".join([msgspec.json.encode(line), b"{}", b"\xff", b'{"at":1}', b""])
     assert list(log_lines("box", payload)) == [LogLine("box", AT, "error", "zipper", "broken")]
+
+
+@pytest.mark.parametrize(("codes", "code"), [([0, 0], 0), ([0, 4], 4), ([4, 1], 1), ([1, 4], 1), ([0, 1], 1), ([], 0)])
+def test_a_refusal_is_not_hidden_by_what_has_not_been_answered(codes: list[int], code: int) -> None:
+    assert exit_code_of(codes) == code
+
+
+def test_what_a_document_says_no_more_is_waited_for_as_others_say_it() -> None:
+    inherited = Expected("parts", None, devices=frozenset({"box"}), inherited=True)
+
+    def verdict(some: Device, digest: str | None) -> tuple[str, str]:
+        (only,) = outcome(inherited, [some], lambda *_: wanted(digest), NOW).arrivals
+        return only.verdict, only.state
+
+    old = parts("active", desired=OLD, current=OLD)
+    assert verdict(device(old), NEW.digest) == ("waiting", "waiting")
+    assert verdict(device(parts("active")), NEW.digest) == ("converged", "active")
+    assert verdict(device(parts("refused", current=OLD)), NEW.digest) == ("failed", "refused")
+    assert verdict(device(old), None) == ("waiting", "waiting")
+    assert verdict(device(), None) == ("converged", "removed")
