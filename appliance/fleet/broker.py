@@ -81,45 +81,61 @@ class Session:
             self.link.send(message, (token,))
         await self._until(lambda: not self._under_way)
 
-    async def listen(self, filters: Iterable[str], on_message: Heard) -> None:
-        """Subscribe. All that comes on this connection is for ``on_message``. PeerError where the broker refuses."""
-        self._on_message = on_message
-        await self._subscribe(filters)
+    async def listen(self, filters: Iterable[str], on_message: Heard, most: int = MAX_SETTLE_BYTES) -> None:
+        """Subscribe. All that comes on this connection is for ``on_message``. PeerError where the broker refuses.
 
-    async def settled(self, topic: str, most: int = MAX_SETTLE_BYTES) -> None:
+        What it holds may come before its answer, so it counts from here: more than ``most`` bytes until
+        :meth:`settled` has returned, or longer than ``SETTLE_TOTAL_SECONDS``, is a PeerError.
+        """
+        self._on_message = on_message
+        self._heard_bytes, self._most = 0, most
+        async with self._to_an_end():
+            await self._subscribe(filters)
+
+    async def settled(self, topic: str) -> None:
         """Wait until all that the broker holds of what was subscribed to has come.
 
         It has when a message of our own on ``topic`` has come back, for that is behind it. A broker whose queue is full
-        drops it, so it is sent until it comes. PeerError where it does not, and where something else comes instead,
-        for longer than ``SETTLE_TOTAL_SECONDS`` or more of it than ``most`` bytes.
+        drops it, so it is sent until it comes. PeerError where it does not, and where something else comes without end.
         """
         self._marker = topic, secrets.token_bytes(16)
         self._last_heard = time.monotonic()
-        self._heard_bytes, self._most = 0, most
-        try:
-            async with asyncio.timeout(SETTLE_TOTAL_SECONDS):
-                await self._subscribe([topic])
-                await self._until_marked(topic)
-        except TimeoutError as error:
-            raise self._endless(topic, f"has come to no end within {SETTLE_TOTAL_SECONDS:.0f} s") from error
+        async with self._to_an_end():
+            await self._subscribe([topic])
+            await self._until_marked(topic)
         self.link.leave([topic])
 
     async def _until_marked(self, topic: str) -> None:
         while self._marker is not None:
-            if self._heard_bytes > self._most:
-                raise self._endless(topic, f"has sent more than {self._most} bytes")
             if time.monotonic() - self._last_heard > SETTLE_SECONDS:
                 raise PeerError(f"the broker at {self._endpoint} does not show {topic} to us; check its access list")
             self.link.send(Message(*self._marker), None)
             try:
                 async with asyncio.timeout(MARKER_SECONDS):
-                    await self._until(lambda: self._marker is None or self._heard_bytes > self._most)
+                    await self._until(lambda: self._marker is None or self._too_much)
             except TimeoutError:
-                continue
+                pass
+            self._check_amount()
 
-    def _endless(self, topic: str, what: str) -> PeerError:
+    @property
+    def _too_much(self) -> bool:
+        return self._heard_bytes > self._most
+
+    def _check_amount(self) -> None:
+        if self._too_much:
+            raise self._endless(f"has sent more than {self._most} bytes")
+
+    @asynccontextmanager
+    async def _to_an_end(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(SETTLE_TOTAL_SECONDS):
+                yield
+        except TimeoutError as error:
+            raise self._endless(f"has been waited for {SETTLE_TOTAL_SECONDS:.0f} s") from error
+
+    def _endless(self, what: str) -> PeerError:
         return PeerError(
-            f"the broker at {self._endpoint} {what}, and has not shown {topic}: something else is on the fleet's "
+            f"the broker at {self._endpoint} {what}, and what it shows has no end: something else is on the fleet's "
             "topics, or on those of its devices; clear them, or keep others from them by the broker's access list"
         )
 
@@ -130,7 +146,8 @@ class Session:
     async def _subscribe(self, filters: Iterable[str]) -> None:
         self._answers = dict.fromkeys(filters)
         self.link.ask_for(self._answers)
-        await self._until(lambda: None not in self._answers.values())
+        await self._until(lambda: None not in self._answers.values() or self._too_much)
+        self._check_amount()
         for each, answer in self._answers.items():
             if answer is not None and answer.value >= FAILURE:
                 raise PeerError(f"the broker at {self._endpoint} does not show {each}: {answer}; check its access list")
@@ -159,7 +176,7 @@ class Session:
                 self._news.set()
         else:
             self._heard_bytes += len(message.topic) + len(message.payload)
-            if self._heard_bytes > self._most:
+            if self._too_much:
                 self._news.set()
             self._on_message(message.topic, message.payload)
 

@@ -140,8 +140,8 @@ async def _read(
     heard: Callable[[str, bytes], None],
     most: int = MAX_SETTLE_BYTES,
 ) -> None:
-    await session.listen([topic_filter], heard)
-    await session.settled(topics.marker, most)
+    await session.listen([topic_filter], heard, most)
+    await session.settled(topics.marker)
     session.leave([topic_filter])
 
 
