@@ -23,9 +23,9 @@ from appliance.cli.options import clear_errors
 from appliance.errors import ConfigError
 
 if TYPE_CHECKING:
-    from appliance.deploy.desired import Assignment
     from appliance.fleet.assignments import Wanted
     from appliance.fleet.draft import Draft
+    from appliance.fleet.history import Was
     from appliance.fleet.keys import Keyring
     from appliance.fleet.repository import Fleet
     from appliance.manifest import Manifest
@@ -129,6 +129,8 @@ def undeploy(
     passphrase_file: Path | None,
 ) -> None:
     """Take the handler NAME away from devices, though other groups may give it to them.
+
+    With --forget, and where no weaker group has it, what other documents say counts, and is waited for.
 
     \b
     appliance fleet undeploy motion --to all
@@ -267,29 +269,38 @@ def _follow(
     directory: Path, wanted: "Wanted", name: str, to: Iterable[str], *, no_send: bool, no_wait: bool, timeout: float
 ) -> None:
     """Send what is signed, and wait for the devices."""
+    from appliance.deploy.desired import Assignment  # noqa: PLC0415
     from appliance.deploy.record import slot_of  # noqa: PLC0415
     from appliance.fleet.assignments import target_of  # noqa: PLC0415
+    from appliance.fleet.watching import exit_code_of  # noqa: PLC0415
 
     if no_send or not send(directory) or no_wait:
         return
     expected: dict[object, list[str]] = defaultdict(list)
     for target in map(target_of, to):
-        assignment = wanted.of(target, name)
-        expected[slot_of(assignment).report if assignment else None].append(target)
+        was = wanted.was(target, name)
+        expected[slot_of(was).report if isinstance(was, Assignment) else was].append(target)
     raise SystemExit(
-        max(_wait(directory, name, wanted.of(targets[0], name), targets, timeout) for targets in expected.values())
+        exit_code_of(
+            [_wait(directory, name, wanted.was(targets[0], name), targets, timeout) for targets in expected.values()]
+        )
     )
 
 
-def _wait(directory: Path, name: str, assignment: "Assignment | None", targets: Iterable[str], timeout: float) -> int:
-    """The exit code of waiting until devices and groups run one assignment."""
+def _wait(directory: Path, name: str, said: "Was", targets: Iterable[str], timeout: float) -> int:
+    """The exit code of waiting until devices and groups run what their documents say: one assignment, or none.
+
+    Where a document says nothing, what others give its devices counts, and is waited for.
+    """
     from appliance.console.fleet import fleet_display  # noqa: PLC0415
     from appliance.console.plain import plain_console  # noqa: PLC0415
+    from appliance.deploy.desired import Assignment  # noqa: PLC0415
     from appliance.deploy.record import slot_of  # noqa: PLC0415
     from appliance.fleet.operate import wait_for  # noqa: PLC0415
     from appliance.fleet.repository import Fleet  # noqa: PLC0415
     from appliance.fleet.watching import EXIT_UNANSWERED, Expected  # noqa: PLC0415
 
+    assignment = said if isinstance(said, Assignment) else None
     named = [target.removesuffix(".json").split("/") for target in targets]
     expected = Expected(
         handler=name,
@@ -298,6 +309,7 @@ def _wait(directory: Path, name: str, assignment: "Assignment | None", targets: 
         changes=slot_of(assignment).changes if assignment else "",
         devices=frozenset(each for kind, each in named if kind == "devices"),
         groups=frozenset(each for kind, each in named if kind == "groups"),
+        inherited=said == "nothing",
     )
     try:
         with clear_errors(), fleet_display(plain_console(stderr=True)) as display:

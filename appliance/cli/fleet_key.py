@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MIN_KEY_ID = 8
 """Digits of a key's id that are enough to name it."""
+MANY_ROOTS = 768
+"""From this version of the root on people are warned: a device follows no more than 1024 from the one it was given."""
 
 
 @click.group(short_help="Who may sign what: keys, developers, thresholds, rotation.")
@@ -259,9 +261,24 @@ def rotate(
 
 
 def _finish(settled: "Settled", directory: Path, *, no_send: bool) -> None:
+    _warn_of_roots(directory)
     tell(settled)
     if not no_send:
         send(directory)
+
+
+def _warn_of_roots(directory: Path) -> None:
+    from appliance.deploy.trust import MAX_ROOT_ROTATIONS  # noqa: PLC0415
+    from appliance.fleet.repository import Fleet  # noqa: PLC0415
+
+    with clear_errors():
+        version = Fleet.open(directory).state.root.signed.version
+    if version >= MANY_ROOTS:
+        click.echo(
+            f"warning: this is root {version}, and a device follows no more than {MAX_ROOT_ROTATIONS} roots from the "
+            "one that it was given: give devices metadata/root.json anew (fleet.root), the oldest first",
+            err=True,
+        )
 
 
 # --- keys by what people call them ---------------------------------------------------------------------------

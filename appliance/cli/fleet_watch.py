@@ -70,6 +70,14 @@ def logs(device: str | None, as_json: bool, directory: Path) -> None:
     from appliance.fleet.operate import follow_logs  # noqa: PLC0415
     from appliance.fleet.repository import Fleet  # noqa: PLC0415
 
+    def listening() -> None:
+        whose = f"the log of {device}" if device else "the logs of all devices"
+        click.echo(
+            f"listening to {whose} until Ctrl-C; a device sends lines from its mqtt.log_level on (off, unless it is "
+            "set), as far as its log.level has them",
+            err=True,
+        )
+
     with clear_errors(), suppress(KeyboardInterrupt):
         display = Lines(plain_console(stderr=False), as_json=as_json)
-        asyncio.run(follow_logs(Fleet.open(directory), device, display))
+        asyncio.run(follow_logs(Fleet.open(directory), device, display, listening=listening))

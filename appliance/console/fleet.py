@@ -190,9 +190,16 @@ def _cells(row: Row, now: float) -> tuple[str, ...]:
     since = _ago(row.since, now) if row.since else ""
     seen = row.silence or _ago(row.seen, now)
     reason = "; ".join(filter(None, (row.note, row.reason)))
-    state = f"{row.state}, on trial" if row.trial else row.state
+    state = _state(row)
     cells = (row.device, seen, row.handler, row.desired, row.current, row.previous, state, since, reason)
     return tuple(printable(cell) or "-" for cell in cells)
+
+
+def _state(row: Row) -> str:
+    """What is on trial is what serves frames; any other state is of what is desired, another than that."""
+    if not row.trial:
+        return row.state
+    return "active, on trial" if row.state == "active" else f"desired {row.state}, current on trial"
 
 
 def _ago(text: str, now: float) -> str:

@@ -24,6 +24,12 @@ MARKER_SECONDS = 1.0
 """A broker that shows nothing more for so long is asked again whether that was all."""
 SETTLE_SECONDS = 30.0
 """… and for so long: it does not let us read."""
+SETTLE_TOTAL_SECONDS = 900.0
+"""A broker that goes on sending is left after so long. What a fleet needs comes within it, over a slow line, too."""
+MAX_SETTLE_BYTES = 64 << 20
+"""Metadata of a fleet, or reports of its devices, with their topics, that are read at a time."""
+MAX_SETTLE_CHUNK_BYTES = 4 << 30
+"""Pieces of files that are read at a time: nothing is kept of them but what they hash to."""
 
 T = TypeVar("T", bound=Hashable)
 U = TypeVar("U")
@@ -56,6 +62,7 @@ class Session:
         self._answers: dict[str, ReasonCode | None] = {}
         self._marker: tuple[str, bytes] | None = None
         self._last_heard = time.monotonic()
+        self._heard_bytes, self._most = 0, MAX_SETTLE_BYTES
 
     @property
     def max_message(self) -> int:
@@ -74,30 +81,63 @@ class Session:
             self.link.send(message, (token,))
         await self._until(lambda: not self._under_way)
 
-    async def listen(self, filters: Iterable[str], on_message: Heard) -> None:
-        """Subscribe. All that comes on this connection is for ``on_message``. PeerError where the broker refuses."""
+    async def listen(self, filters: Iterable[str], on_message: Heard, most: int = MAX_SETTLE_BYTES) -> None:
+        """Subscribe. All that comes on this connection is for ``on_message``. PeerError where the broker refuses.
+
+        What it holds may come before its answer, so it counts from here: more than ``most`` bytes until
+        :meth:`settled` has returned, or longer than ``SETTLE_TOTAL_SECONDS``, is a PeerError.
+        """
         self._on_message = on_message
-        await self._subscribe(filters)
+        self._heard_bytes, self._most = 0, most
+        async with self._to_an_end():
+            await self._subscribe(filters)
 
     async def settled(self, topic: str) -> None:
         """Wait until all that the broker holds of what was subscribed to has come.
 
         It has when a message of our own on ``topic`` has come back, for that is behind it. A broker whose queue is full
-        drops it, so it is sent until it comes. PeerError where it does not.
+        drops it, so it is sent until it comes. PeerError where it does not, and where something else comes without end.
         """
         self._marker = topic, secrets.token_bytes(16)
         self._last_heard = time.monotonic()
-        await self._subscribe([topic])
+        async with self._to_an_end():
+            await self._subscribe([topic])
+            await self._until_marked(topic)
+        self.link.leave([topic])
+
+    async def _until_marked(self, topic: str) -> None:
         while self._marker is not None:
             if time.monotonic() - self._last_heard > SETTLE_SECONDS:
                 raise PeerError(f"the broker at {self._endpoint} does not show {topic} to us; check its access list")
             self.link.send(Message(*self._marker), None)
             try:
                 async with asyncio.timeout(MARKER_SECONDS):
-                    await self._until(lambda: self._marker is None)
+                    await self._until(lambda: self._marker is None or self._too_much)
             except TimeoutError:
-                continue
-        self.link.leave([topic])
+                pass
+            self._check_amount()
+
+    @property
+    def _too_much(self) -> bool:
+        return self._heard_bytes > self._most
+
+    def _check_amount(self) -> None:
+        if self._too_much:
+            raise self._endless(f"has sent more than {self._most} bytes")
+
+    @asynccontextmanager
+    async def _to_an_end(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(SETTLE_TOTAL_SECONDS):
+                yield
+        except TimeoutError as error:
+            raise self._endless(f"has been waited for {SETTLE_TOTAL_SECONDS:.0f} s") from error
+
+    def _endless(self, what: str) -> PeerError:
+        return PeerError(
+            f"the broker at {self._endpoint} {what}, and what it shows has no end: something else is on the fleet's "
+            "topics, or on those of its devices; clear them, or keep others from them by the broker's access list"
+        )
 
     def leave(self, filters: Iterable[str]) -> None:
         """Unsubscribe; what is under way may still come."""
@@ -106,7 +146,8 @@ class Session:
     async def _subscribe(self, filters: Iterable[str]) -> None:
         self._answers = dict.fromkeys(filters)
         self.link.ask_for(self._answers)
-        await self._until(lambda: None not in self._answers.values())
+        await self._until(lambda: None not in self._answers.values() or self._too_much)
+        self._check_amount()
         for each, answer in self._answers.items():
             if answer is not None and answer.value >= FAILURE:
                 raise PeerError(f"the broker at {self._endpoint} does not show {each}: {answer}; check its access list")
@@ -134,6 +175,9 @@ class Session:
                 self._marker = None
                 self._news.set()
         else:
+            self._heard_bytes += len(message.topic) + len(message.payload)
+            if self._too_much:
+                self._news.set()
             self._on_message(message.topic, message.payload)
 
 

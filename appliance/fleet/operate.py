@@ -5,6 +5,7 @@ Each opens a connection of its own, and another when that one is lost.
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from appliance.config import MqttConfig
 from appliance.deploy.desired import Assignment, Desired, merged, targets_of
 from appliance.deploy.fleet_topics import FleetTopics
 from appliance.errors import ConfigError, PeerError
-from appliance.fleet.broker import Session, persistently
+from appliance.fleet.broker import MAX_SETTLE_BYTES, MAX_SETTLE_CHUNK_BYTES, Session, persistently
 from appliance.fleet.ledger import Ledger
 from appliance.fleet.log_lines import LogLine, log_lines
 from appliance.fleet.publication import (
@@ -117,9 +118,9 @@ async def _held(
     if known is not None and survey.confirms(known):
         return known
     display.say("looking at what the broker holds")
-    await _read(session, topics.all_chunks, topics, survey.received)
+    await _read(session, topics.all_chunks, topics, survey.received, MAX_SETTLE_CHUNK_BYTES)
     for digest in survey.incomplete(needed.content, chunk_bytes):  # a broker's queue may hold less than all chunks
-        await _read(session, topics.chunks_of(digest), topics, survey.received)
+        await _read(session, topics.chunks_of(digest), topics, survey.received, MAX_SETTLE_CHUNK_BYTES)
     return await asyncio.to_thread(survey.held, needed.content, _reader(fleet), chunk_bytes)
 
 
@@ -132,8 +133,14 @@ def _check_age(survey: Survey, fleet: SignedFleet, needed: Needed) -> None:
         )
 
 
-async def _read(session: Session, topic_filter: str, topics: FleetTopics, heard: Callable[[str, bytes], None]) -> None:
-    await session.listen([topic_filter], heard)
+async def _read(
+    session: Session,
+    topic_filter: str,
+    topics: FleetTopics,
+    heard: Callable[[str, bytes], None],
+    most: int = MAX_SETTLE_BYTES,
+) -> None:
+    await session.listen([topic_filter], heard, most)
     await session.settled(topics.marker)
     session.leave([topic_filter])
 
@@ -269,18 +276,27 @@ async def read_status(
 
     try:
         async with asyncio.timeout(seconds):
-            return await persistently(once, *_broker(fleet), lost=lambda _: None)
+            return await persistently(once, *await asyncio.to_thread(_broker, fleet), lost=lambda _: None)
     except TimeoutError as error:
         raise PeerError(f"the broker at {fleet.settings.mqtt.url} has not told all within {seconds:.0f} s") from error
 
 
 async def follow_logs(
-    fleet: SignedFleet, device: str | None, display: Display, *, retry: Backoff | None = None
+    fleet: SignedFleet,
+    device: str | None,
+    display: Display,
+    *,
+    listening: Callable[[], None] = lambda: None,
+    retry: Backoff | None = None,
 ) -> None:
-    """Show the logs of a device, or of all, until cancelled. ConfigError for what is no name of a device."""
+    """Show the logs of a device, or of all, until cancelled. ConfigError for what is no name of a device.
+
+    ``listening`` is called once, when the broker has agreed.
+    """
     if device is not None and not is_name(device):
         raise ConfigError(f"{device!r} is no name of a device: lower-case letters, digits, - and _")
     prefix = fleet.settings.mqtt.prefix
+    told = False
 
     def heard(topic: str, payload: bytes) -> None:
         name = topic.removeprefix(f"{prefix}/").partition("/")[0]
@@ -288,7 +304,11 @@ async def follow_logs(
             display.log_line(line)
 
     async def once(session: Session) -> None:
+        nonlocal told
         await session.listen([f"{prefix}/{device or '+'}/log"], heard)
+        if not told:
+            told = True
+            listening()
         await asyncio.Event().wait()
 
     await _persistently(fleet, once, display, retry)
@@ -322,10 +342,11 @@ def _effective(fleet: SignedFleet) -> Effective:
 
 
 def _broker(fleet: SignedFleet) -> tuple[MqttConfig, str]:
-    return mqtt_config(fleet.settings, fleet.directory), str(fleet.directory / SETTINGS_FILE)
+    return mqtt_config(fleet.settings, fleet.directory, os.environ), str(fleet.directory / SETTINGS_FILE)
 
 
 async def _persistently(
     fleet: SignedFleet, work: Callable[[Session], Awaitable[None]], display: Display, retry: Backoff | None
 ) -> None:
-    await persistently(work, *_broker(fleet), lost=lambda why: display.say(f"{why}; trying again"), retry=retry)
+    config, source = await asyncio.to_thread(_broker, fleet)
+    await persistently(work, config, source, lost=lambda why: display.say(f"{why}; trying again"), retry=retry)

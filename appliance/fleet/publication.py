@@ -23,8 +23,8 @@ from appliance.errors import ConfigError, PeerError
 MAX_CHUNKS = MAX_FILE_BYTES // MIN_CHUNK_BYTES
 MAX_HELD_FILES = 4096
 """Files, and metadata files, that a broker may hold of one fleet."""
-MAX_PIECES = 1 << 20
-"""Pieces of all files together."""
+MAX_PIECES = 1 << 17
+"""Pieces of all files together: 4 GiB of them at the usual length. Some 300 bytes of memory are kept of each."""
 
 TIMESTAMP = "timestamp.json"
 
@@ -151,7 +151,16 @@ class Plan:
 
 
 def plan(needed: Needed, held: Held, chunk_bytes: int) -> Plan:
-    """The way from what the broker holds to what is needed; files not begun yet are cut every ``chunk_bytes``."""
+    """The way from what the broker holds to what is needed; files not begun yet are cut every ``chunk_bytes``.
+
+    ConfigError for more pieces than a survey would take.
+    """
+    pieces = sum(count_of(length, chunk_bytes) for length in needed.content.values())
+    if pieces > MAX_PIECES:
+        raise ConfigError(
+            f"chunk_kb: {pieces} pieces of files are over the limit of {MAX_PIECES}: raise it in fleet.toml, "
+            "or undeploy handlers"
+        )
     changed = [
         MetadataStep(file, needed.metadata[file])
         for file in sorted(needed.metadata, key=_place)

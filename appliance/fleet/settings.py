@@ -1,9 +1,11 @@
 """``fleet.toml``: what a fleet's directory says of itself. Errors name the file and the key.
 
 It lives in git with the rest of the directory, so no secret is in it: the broker's password is in a file of its own.
+Who may push there may change it, so it cannot name any file of the operator's machine: a broker gets what it holds.
 """
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,8 @@ from appliance.mqtt.endpoint import endpoint_of
 
 SETTINGS_FILE = "fleet.toml"
 MAX_SETTINGS_BYTES = 64 << 10
+PASSWORD_FILE_VARIABLE = "APPLIANCE_FLEET_PASSWORD_FILE"  # noqa: S105 - the name of a variable
+"""Environment variable of the operator's: a file anywhere, which counts instead of ``mqtt.password_file``."""
 
 Days = Annotated[int, msgspec.Meta(ge=1, le=3650)]
 
@@ -29,8 +33,9 @@ class FleetMqtt(Section, frozen=True, kw_only=True):
     """``mqtt://host[:1883]`` or ``mqtts://host[:8883]``."""
     username: str = ""
     password_file: str = ""
-    """File with the password. Paths are relative to the fleet's directory."""
+    """Name of a file with the password, in the fleet's directory itself."""
     ca_file: str = ""
+    """Relative to the fleet's directory."""
     prefix: str = "appliance"
     """``mqtt.prefix`` of the devices: where their reports are."""
 
@@ -95,9 +100,15 @@ def checked(settings: FleetSettings) -> FleetSettings:
     """The same; ConfigError for what no single type shows."""
     _ = settings.topics
     check_prefix("mqtt.prefix", settings.mqtt.prefix)
+    name = settings.mqtt.password_file
+    if name and (Path(name).name != name or name == ".." or "\0" in name):
+        raise ConfigError(f"mqtt.password_file: {name!r} is no name of a file in the fleet's directory; {_ELSEWHERE}")
     if settings.mqtt.url:
         endpoint_of(MqttConfig(url=settings.mqtt.url))
     return settings
+
+
+_ELSEWHERE = f"empty the key, and name a file that is elsewhere in ${PASSWORD_FILE_VARIABLE}"
 
 
 def save_settings(directory: Path, settings: FleetSettings) -> None:
@@ -111,14 +122,21 @@ def encode_settings(settings: FleetSettings) -> bytes:
     return tomli_w.dumps(msgspec.to_builtins(settings)).encode()
 
 
-def mqtt_config(settings: FleetSettings, directory: Path) -> MqttConfig:
-    """As the appliance's MQTT client wants it; paths are made absolute."""
+def mqtt_config(settings: FleetSettings, directory: Path, environment: Mapping[str, str]) -> MqttConfig:
+    """As the appliance's MQTT client wants it; paths are made absolute. ConfigError for a password behind a link."""
     mqtt = settings.mqtt
 
     def beside(path: str) -> str:
         return str(directory / Path(path).expanduser()) if path else ""
 
-    password = f"file:{beside(mqtt.password_file)}" if mqtt.password_file else ""
+    elsewhere = environment.get(PASSWORD_FILE_VARIABLE, "")
+    if not elsewhere and mqtt.password_file and (directory / mqtt.password_file).is_symlink():
+        raise ConfigError(
+            f"{directory / SETTINGS_FILE}: mqtt.password_file: {directory / mqtt.password_file} is a link, "
+            f"and may lead to any file; {_ELSEWHERE}"
+        )
+    file = Path(elsewhere).expanduser().absolute() if elsewhere else directory / mqtt.password_file
+    password = f"file:{file}" if elsewhere or mqtt.password_file else ""
     return MqttConfig(
         url=mqtt.url, username=mqtt.username, password=password, ca_file=beside(mqtt.ca_file), prefix=mqtt.prefix
     )

@@ -1,13 +1,13 @@
 """What devices say, and how far each is with what it should run. Pure: text and times in, values out."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
 
-from appliance.deploy.desired import EVERYBODY, Assignment
+from appliance.deploy.desired import EVERYBODY, MAX_DEPLOYED, Assignment
 from appliance.deploy.record import slot_of
 from appliance.deploy.report import (
     FAILED_STATES,
@@ -24,9 +24,13 @@ from appliance.frame import is_name
 
 SILENT_SECONDS = 3 * REPORT_SECONDS
 """A device that says nothing for so long is silent, whatever its status is."""
-MAX_DEVICES = 10_000
-MAX_HANDLERS = 128
-"""Reports on handlers of one device that are kept."""
+MAX_DEVICES = 4096
+MAX_HANDLERS = 2 * MAX_DEPLOYED
+"""Reports on handlers of one device that are kept: on those that run, and on those that go or were refused."""
+MAX_KEPT_BYTES = 48 << 20
+"""All that devices have said, each with ``KEPT_OVERHEAD``: ten handlers on each of four thousand devices."""
+KEPT_OVERHEAD = 512
+"""Bytes beside its payload that something said takes."""
 MAX_STATUS_BYTES = 64 << 10
 
 GONE = frozenset({"lost", "disconnected"})
@@ -36,6 +40,12 @@ FIRST_CLOCK = 1_700_000_000.0
 """A device that says it is earlier has no clock."""
 
 EXIT_CONVERGED, EXIT_FAILED, EXIT_UNANSWERED = 0, 1, 4
+
+
+def exit_code_of(codes: Iterable[int]) -> int:
+    """Of several outcomes: a refusal counts before what has not been answered."""
+    codes = set(codes)
+    return next((code for code in (EXIT_FAILED, EXIT_UNANSWERED) if code in codes), EXIT_CONVERGED)
 
 
 class _Status(msgspec.Struct, frozen=True):
@@ -52,6 +62,8 @@ class Device:
     handlers: dict[str, HandlerReport] = field(default_factory=dict)
     heard: float | None = None
     """When it last said something while we listened: seconds since 1970 of this machine's clock."""
+    sizes: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+    """Bytes of what is kept, by the rest of the topic."""
 
 
 class Reports:
@@ -61,6 +73,7 @@ class Reports:
         self._prefix = prefix
         self._fleet = fleet
         self._devices: dict[str, Device] = {}
+        self._kept = 0
         self.nonsense = 0
 
     @property
@@ -69,7 +82,7 @@ class Reports:
         return tuple(f"{self._prefix}/+/{each}" for each in ("status", "deployment", "deployment/+"))
 
     def received(self, topic: str, payload: bytes, heard: float | None = None) -> None:
-        """One message; an empty one says that the device has taken its word back.
+        """One message; an empty one says that the device has taken its word back. PeerError where it becomes too much.
 
         ``heard``: now, where the message is fresh; None where the broker had kept it.
         """
@@ -81,6 +94,17 @@ class Reports:
             device.heard = heard if heard is not None else device.heard
         except PeerError:
             self.nonsense += 1
+            return
+        rest = "/".join(about)
+        self._kept -= device.sizes.pop(rest, 0)
+        if payload:
+            device.sizes[rest] = len(payload) + KEPT_OVERHEAD
+            self._kept += device.sizes[rest]
+        if self._kept > MAX_KEPT_BYTES:
+            raise PeerError(
+                f"the broker holds more than {MAX_KEPT_BYTES} bytes of reports on {self._prefix}/+/deployment/#: "
+                "clear by hand what no device has said"
+            )
 
     def devices(self) -> tuple[Device, ...]:
         """Those of the fleet, by name."""
@@ -153,7 +177,10 @@ Verdict = Literal["converged", "failed", "waiting"]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Devices and groups should run ``handler`` as the bundle ``digest``; with None, not at all."""
+    """Devices and groups should run ``handler`` as the bundle ``digest``; with None, not at all.
+
+    ``inherited``: each should run what all documents together give it, be that nothing; the digest does not count.
+    """
 
     handler: str
     digest: str | None
@@ -162,6 +189,12 @@ class Expected:
     """Of what the operator changed of the bundle (:attr:`appliance.deploy.record.Slot.changes`)."""
     devices: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
+    inherited: bool = False
+
+    def of(self, slot: SlotReport | None) -> "Expected":
+        """The same of what documents give one device."""
+        digest, version, changes = (slot.digest, slot.version, slot.changes) if slot else (None, "", "")
+        return replace(self, digest=digest, version=version, changes=changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +253,10 @@ def _arrival(expected: Expected, device: Device, effective: Effective, now: floa
     version = running.version if running is not None else ""
     groups = device.report.groups if device.report is not None else ()
     assigned = effective(device.name, groups).get(expected.handler)
-    ours = _is(slot_of(assigned).report, expected) if assigned is not None else expected.digest is None
+    given = slot_of(assigned).report if assigned is not None else None
+    if expected.inherited:
+        expected = expected.of(given)
+    ours = _is(given, expected) if given is not None else expected.digest is None
     if not ours:
         other = f"{assigned.version} by another document" if assigned is not None else "none by another document"
         return Arrival(device.name, "converged", "other", version, f"should run {other}")

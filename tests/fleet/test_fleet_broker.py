@@ -4,13 +4,14 @@ import asyncio
 import random
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import aiomqtt
 import msgspec
 import pytest
 from mosquitto import PATIENCE, Mosquitto
-from scripted_broker import CONNACK, fake_broker, packet, says
+from scripted_broker import CONNACK, fake_broker, packet, publish, read_packet, says
 from signed_fleet import SomeFleet, Watcher, settings
 
 from appliance.backoff import Backoff
@@ -30,6 +31,7 @@ from appliance.fleet.watching import Expected
 
 MODEL = random.Random(1).randbytes(300_000)
 AT = "2026-11-24T12:00:00.000000000Z"
+SUBSCRIBE = 0x82
 NOW = 1795521600.0
 """The same."""
 
@@ -274,6 +276,48 @@ async def test_a_broker_that_never_comes_to_an_end_is_left(tmp_path: Path) -> No
             await read_status(SomeFleet(tmp_path, settings(f"mqtt://{endpoint}")), 0.2)
 
 
+async def pours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, grants: bool) -> None:
+    """Sends messages for ever, but never ours."""
+    writer.write(CONNACK)
+
+    async def pour() -> None:
+        while True:
+            writer.write(publish(b"fleet/plant/meta/1.x.json", bytes(1000)))
+            await writer.drain()
+
+    pouring = asyncio.create_task(pour())
+    try:
+        while True:
+            kind, body = await read_packet(reader)
+            if kind == SUBSCRIBE and grants:
+                writer.write(packet(0x90, body[:2] + b"\0\1"))
+    except asyncio.IncompleteReadError:
+        pouring.cancel()
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "said"),
+    [
+        ("SETTLE_TOTAL_SECONDS", 0.3, r"has been waited for 0 s, and what it shows has no end: .*access list"),
+        ("MAX_SETTLE", 20_000, r"sent more than 20000 bytes, and what it shows has no end"),
+    ],
+)
+@pytest.mark.parametrize("grants", [True, False])
+async def test_a_broker_that_goes_on_sending_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, value: float, said: str, grants: bool
+) -> None:
+    if bound == "MAX_SETTLE":
+        listen = operators_broker.Session.listen
+        monkeypatch.setattr(operators_broker.Session, "listen", lambda *given: listen(*given[:-1], value))
+    else:
+        monkeypatch.setattr(operators_broker, bound, value)
+    async with fake_broker([partial(pours, grants=grants)]) as endpoint, asyncio.timeout(PATIENCE):
+        fleet = SomeFleet(tmp_path, settings(f"mqtt://{endpoint}"))
+        fleet.sign(1)
+        with pytest.raises(PeerError, match=said):
+            await synchronise(fleet, Watcher())
+
+
 async def test_a_login_that_is_refused_names_the_file_and_the_keys(tmp_path: Path) -> None:
     refused = bytes.fromhex("2003008600")
     async with fake_broker([says(refused)]) as endpoint, asyncio.timeout(PATIENCE):
@@ -419,9 +463,9 @@ async def test_logs_are_followed_over_a_lost_connection(fleet: SomeFleet, broker
         return msgspec.json.encode({"at": AT, "level": "warning", "unit": "zipper", "text": text})
 
     heard = asyncio.Event()
-    watcher = Watcher(on_line=lambda _: heard.set())
+    watcher, agreed = Watcher(on_line=lambda _: heard.set()), list[str]()
     async with asyncio.timeout(PATIENCE):
-        task = asyncio.create_task(follow_logs(fleet, "a", watcher, retry=soon()))
+        task = asyncio.create_task(follow_logs(fleet, "a", watcher, listening=lambda: agreed.append("a"), retry=soon()))
         for text in ("first", "second"):
             heard.clear()
             while not heard.is_set():  # until it has subscribed
@@ -433,5 +477,6 @@ async def test_logs_are_followed_over_a_lost_connection(fleet: SomeFleet, broker
         task.cancel()
         await asyncio.wait([task])
     assert {(each.device, each.text) for each in watcher.lines} == {("a", "first"), ("a", "second"), ("a", "more")}
+    assert agreed == ["a"]
     with pytest.raises(ConfigError, match="no name of a device"):
         await follow_logs(fleet, "a/+", watcher)

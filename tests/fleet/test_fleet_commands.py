@@ -14,11 +14,15 @@ import pytest
 from signing_desk import PASSPHRASE, Desk, Device, handler, new_fleet
 from tuf.api.exceptions import RepositoryError
 
+from appliance.cli import fleet_desired, fleet_key
 from appliance.deploy.desired import group_target
+from appliance.deploy.trust import MAX_ROOT_ROTATIONS
 from appliance.errors import ConfigError, HandlerError, PeerError
 from appliance.fleet.checks import check_module
 from appliance.fleet.draft import MAX_DEVELOPERS
 from appliance.fleet.keys import read_public
+from appliance.fleet.repository import Fleet
+from appliance.fleet.watching import Arrival, Expected, Outcome, Verdict
 
 ALL = ("--to", "all", "--no-send")
 
@@ -215,6 +219,37 @@ def test_an_exception_can_be_ended(desk: Desk, tmp_path: Path) -> None:
     said = desk.run("undeploy", "motion", "--to", "device:gate", "--forget", "--no-send")
     assert "threshold=0.5 -> nothing" in said
     assert desk.fleet().desired("devices/gate.json").handlers == {}
+
+
+def test_the_command_waits_for_what_others_give_and_a_refusal_makes_the_exit_code(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.run("deploy", handler(tmp_path), *ALL)
+    desk.run("deploy", "motion", "--to", "device:gate", "--set", "threshold=0.5")
+    desk.run("deploy", "motion", "--to", "device:door", "--set", "threshold=0.5")
+    waits: list[Expected] = []
+    verdicts: list[Verdict] = ["failed", "waiting"]
+
+    async def wait_for(fleet: Fleet, expected: Expected, display: object, seconds: float) -> Outcome:
+        waits.append(expected)
+        return Outcome((Arrival("box", verdicts[len(waits) - 1], ""),))
+
+    monkeypatch.setattr("appliance.fleet.operate.wait_for", wait_for)
+    monkeypatch.setattr(fleet_desired, "send", lambda directory: True)
+    to_both = ("--to", "device:gate", "--to", "device:door", "--to", "all")
+    desk.run("undeploy", "motion", *to_both, "--forget", code=1)
+    assert [(each.inherited, each.devices) for each in waits] == [(True, {"gate", "door"})]
+    waits.clear()
+    desk.run("rollback", "motion", *to_both, code=1)
+    assert [(each.inherited, each.groups) for each in waits] == [(False, set()), (False, {"all"})]
+
+
+def test_people_are_warned_of_roots_before_devices_follow_no_more(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fleet_key.MANY_ROOTS <= 3 * MAX_ROOT_ROTATIONS / 4
+    monkeypatch.setattr(fleet_key, "MANY_ROOTS", 3)
+    assert "warning" not in desk.run("key", "rotate", "timestamp", "--no-send")
+    said = desk.run("key", "rotate", "timestamp", "--no-send")
+    assert "warning: this is root 3, and a device follows no more than 1024 roots" in said
 
 
 def test_rollbacks_go_back_step_by_step_with_settings(desk: Desk, device: Device, tmp_path: Path) -> None:

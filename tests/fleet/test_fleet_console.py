@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,12 @@ def test_status_is_a_table(terminal: bool) -> None:
     assert ("\t" in text(some)) is not terminal
 
 
+def test_a_version_that_is_refused_is_not_the_one_on_trial() -> None:
+    some = console(terminal=False)
+    show_status([Row("a", AT, "", "", "parts", "2.0.0", "1.0.0", state="refused", trial=True, since=AT)], some, 0.0)
+    assert text(some).splitlines()[1].split("\t")[6] == "desired refused, current on trial"
+
+
 def test_a_device_without_a_clock_was_not_seen_decades_ago() -> None:
     some = console(terminal=False)
     row = Row("a", "1970-01-01T00:01:00Z", "", "", "parts", state="active", since="1970-01-01T00:00:05Z")
@@ -161,3 +168,16 @@ def test_commands_name_what_is_wrong(directory: Path, broker: Mosquitto) -> None
     code, _, err = run("status", "-C", str(directory.parent))
     assert code == 2
     assert "is not a fleet's directory" in err
+
+
+def test_logs_say_that_they_listen_and_what_a_device_needs(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def follow(fleet: object, device: str, display: object, listening: Callable[[], None]) -> None:
+        listening()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("appliance.fleet.operate.follow_logs", follow)
+    code, out, err = run("logs", "a", "--json", "-C", str(directory))
+    assert (code, out) == (0, "")
+    assert "listening to the log of a until Ctrl-C" in err
+    assert "mqtt.log_level" in err
+    assert "log.level" in err

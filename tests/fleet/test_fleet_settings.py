@@ -30,7 +30,7 @@ settings = st.builds(
         FleetMqtt,
         url=st.sampled_from(["", "mqtt://broker.example", "mqtts://broker.example:8884"]),
         username=texts,
-        password_file=texts,
+        password_file=names,
         ca_file=texts,
         prefix=names,
     ),
@@ -69,6 +69,10 @@ def test_any_file_is_settings_or_a_clear_error(data: bytes, tmp_path_factory: py
         ('name = "shops"\n[mqtt]\npassword = "secret"', "unknown field `password`"),
         ('name = "shops"\n[mqtt]\nurl = "broker"', "mqtt.url"),
         ('name = "shops"\n[mqtt]\nprefix = "#"', "mqtt.prefix"),
+        ('name = "shops"\n[mqtt]\npassword_file = "/etc/shadow"', "mqtt.password_file: '/etc/shadow' is no name of a"),
+        ('name = "shops"\n[mqtt]\npassword_file = "keys/root.pem"', "$APPLIANCE_FLEET_PASSWORD_FILE"),
+        ('name = "shops"\n[mqtt]\npassword_file = ".."', "mqtt.password_file"),
+        ('name = "shops"\n[mqtt]\npassword_file = "~/.netrc"', "mqtt.password_file"),
         ('name = "shops"\n[expiry]\nroot = 0', "$.expiry.root"),
         ("name =", "not valid TOML"),
         ("#" * (65 << 10), "larger than"),
@@ -92,8 +96,24 @@ def test_a_directory_without_settings_or_with_one_for_a_file_is_told(tmp_path: P
 
 def test_the_brokers_files_are_beside_the_settings(tmp_path: Path) -> None:
     mqtt = FleetMqtt(url="mqtts://broker.example", username="operator", password_file="pw", ca_file="/etc/ca.pem")
-    assert mqtt_config(FleetSettings(name="shops", mqtt=mqtt), tmp_path) == MqttConfig(
+    assert mqtt_config(FleetSettings(name="shops", mqtt=mqtt), tmp_path, {}) == MqttConfig(
         url="mqtts://broker.example", username="operator", password=f"file:{tmp_path / 'pw'}", ca_file="/etc/ca.pem"
     )
-    assert mqtt_config(FleetSettings(name="shops"), tmp_path) == MqttConfig()
+    assert mqtt_config(FleetSettings(name="shops"), tmp_path, {}) == MqttConfig()
     assert FleetSettings(name="shops", chunk_kb=2).chunk_bytes == 2048
+
+
+def test_a_link_from_git_leads_to_no_file_that_a_broker_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mine")
+    (tmp_path / "pw").symlink_to("secret")
+    shops = FleetSettings(name="shops", mqtt=FleetMqtt(url="mqtt://broker.example", password_file="pw"))
+    with pytest.raises(ConfigError, match=r"fleet\.toml: mqtt\.password_file: .*/pw is a link.*PASSWORD_FILE"):
+        mqtt_config(shops, tmp_path, {})
+
+
+def test_the_operators_own_variable_names_a_password_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "pw").symlink_to("secret")
+    environment = {"APPLIANCE_FLEET_PASSWORD_FILE": "/media/safe/broker"}
+    for password_file in ("", "pw"):
+        shops = FleetSettings(name="shops", mqtt=FleetMqtt(url="mqtt://broker", password_file=password_file))
+        assert mqtt_config(shops, tmp_path, environment).password == "file:/media/safe/broker"

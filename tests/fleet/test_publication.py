@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES, MIN_CHUNK_BYTES, FleetTopics
 from appliance.errors import ConfigError, PeerError
+from appliance.fleet import publication
 from appliance.fleet.publication import (
     MAX_HELD_FILES,
     ChunkStep,
@@ -228,6 +229,18 @@ def test_a_broker_that_holds_too_much_is_left_alone() -> None:
         survey.received(TOPICS.chunk(f"{number:064x}", 0), b"x")
     with pytest.raises(PeerError, match="clear it by hand"):
         survey.received(TOPICS.chunk(f"{MAX_HELD_FILES:064x}", 0), b"x")
+
+
+def test_pieces_that_are_too_many_are_neither_kept_nor_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publication, "MAX_PIECES", 8)
+    survey = Survey(TOPICS)
+    for index in range(8):
+        survey.received(TOPICS.chunk("0" * 64, index), b"x")
+    with pytest.raises(PeerError, match="8 pieces"):
+        survey.received(TOPICS.chunk("0" * 64, 8), b"x")
+    plan(Needed({}, {"0" * 64: 8 << 10}), Held(), 1 << 10)
+    with pytest.raises(ConfigError, match=r"chunk_kb: 9 pieces .* limit of 8: raise it"):
+        plan(Needed({}, {"0" * 64: 9 << 10}), Held(), 1 << 10)
 
 
 def test_topics_of_others_are_none_of_our_business() -> None:

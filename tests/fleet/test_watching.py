@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from appliance.deploy.desired import Assignment
 from appliance.deploy.record import slot_of
 from appliance.deploy.report import DeviceReport, HandlerReport, HandlerState, Progress, SlotReport, encode_report
+from appliance.errors import PeerError
+from appliance.fleet import watching
 from appliance.fleet.log_lines import LogLine, log_lines
 from appliance.fleet.watching import (
+    KEPT_OVERHEAD,
     MAX_DEVICES,
     MAX_HANDLERS,
     MAX_STATUS_BYTES,
@@ -22,6 +25,7 @@ from appliance.fleet.watching import (
     Expected,
     Outcome,
     Reports,
+    exit_code_of,
     outcome,
     rows,
     seconds_of,
@@ -130,6 +134,23 @@ def test_devices_are_bounded() -> None:
     for number in range(MAX_DEVICES + 5):
         reports.received(f"appliance/box-{number}/status", b'{"state":"ready"}')
     assert reports.nonsense == 5
+
+
+def test_what_is_kept_of_reports_is_bounded_and_what_is_taken_back_counts_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "MAX_KEPT_BYTES", 3 * (KEPT_OVERHEAD + 40))
+    reports, ready = Reports("appliance", "plant"), b'{"state":"ready"}'.ljust(40)
+    for _ in range(2):
+        for number in range(3):
+            reports.received(f"appliance/box-{number}/status", ready)
+    with pytest.raises(PeerError, match=r"more than 1656 bytes of reports on appliance/\+/deployment/#: clear"):
+        reports.received("appliance/box-3/status", ready)
+    reports = Reports("appliance", "plant")
+    for number in range(5):
+        reports.received(f"appliance/box-{number}/status", ready)
+        reports.received(f"appliance/box-{number}/status", b"")
+    assert reports.nonsense == 0
 
 
 # --- silence ----------------------------------------------------------------------------------------------------
@@ -282,3 +303,23 @@ def test_lines_of_logs_are_taken_and_nonsense_is_not() -> None:
     line = {"at": AT, "level": "error", "unit": "zipper", "text": "broken", "more": 1}
     payload = b"\n".join([msgspec.json.encode(line), b"{}", b"\xff", b'{"at":1}', b""])
     assert list(log_lines("box", payload)) == [LogLine("box", AT, "error", "zipper", "broken")]
+
+
+@pytest.mark.parametrize(("codes", "code"), [([0, 0], 0), ([0, 4], 4), ([4, 1], 1), ([1, 4], 1), ([0, 1], 1), ([], 0)])
+def test_a_refusal_is_not_hidden_by_what_has_not_been_answered(codes: list[int], code: int) -> None:
+    assert exit_code_of(codes) == code
+
+
+def test_what_a_document_says_no_more_is_waited_for_as_others_say_it() -> None:
+    inherited = Expected("parts", None, devices=frozenset({"box"}), inherited=True)
+
+    def verdict(some: Device, digest: str | None) -> tuple[str, str]:
+        (only,) = outcome(inherited, [some], lambda *_: wanted(digest), NOW).arrivals
+        return only.verdict, only.state
+
+    old = parts("active", desired=OLD, current=OLD)
+    assert verdict(device(old), NEW.digest) == ("waiting", "waiting")
+    assert verdict(device(parts("active")), NEW.digest) == ("converged", "active")
+    assert verdict(device(parts("refused", current=OLD)), NEW.digest) == ("failed", "refused")
+    assert verdict(device(old), None) == ("waiting", "waiting")
+    assert verdict(device(), None) == ("converged", "removed")
