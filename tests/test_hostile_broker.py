@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet_double import Fleet, digest_of, messages
@@ -23,6 +24,15 @@ BIG = random.Random(4).randbytes(3500)
 """A module that says so much comes in four chunks."""
 THOUSANDS = 200.0
 """Seconds that thousands of flips may take."""
+
+
+def _some(choices: list[Any], every: int) -> list[Any]:
+    """One of so many is for every day, all are for the slow tests."""
+    return [
+        pytest.param(each, marks=[pytest.mark.slow] if number % every else []) for number, each in enumerate(choices)
+    ]
+
+
 MEND = ["silently", pytest.param("with a new connection", marks=pytest.mark.slow)]
 
 
@@ -89,7 +99,7 @@ async def _flipped_file(scene: HostileScene, file: str, step: int) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 async def test_a_file_with_a_flipped_bit_is_not_taken(scene: HostileScene, file: str) -> None:
-    await _flipped_file(scene, file, 7)
+    await _flipped_file(scene, file, 29)
 
 
 @pytest.mark.slow
@@ -134,7 +144,7 @@ def _version(fleet: Fleet, role: str) -> int:
 
 @pytest.mark.parametrize("role", METADATA)
 async def test_metadata_with_a_flipped_bit_is_not_believed(scene: HostileScene, role: str) -> None:
-    await _flipped_metadata(scene, role, 29)
+    await _flipped_metadata(scene, role, 101)
 
 
 @pytest.mark.slow
@@ -183,7 +193,7 @@ PIECES = [
 
 
 @pytest.mark.parametrize("mend", MEND)
-@pytest.mark.parametrize("attack", PIECES)
+@pytest.mark.parametrize("attack", _some(PIECES, 3))
 async def test_pieces_that_are_not_right_are_never_a_file(scene: HostileScene, attack: str, mend: str) -> None:
     scene.deploy(FIRST)
     async with scene.box():
@@ -218,7 +228,7 @@ async def _two_states(scene: HostileScene) -> tuple[dict[str, bytes], dict[str, 
 @pytest.mark.parametrize(
     "lost", [pytest.param(False, id="metadata kept", marks=pytest.mark.slow), pytest.param(True, id="metadata lost")]
 )
-@pytest.mark.parametrize("replayed", list(itertools.product([False, True], repeat=4)))
+@pytest.mark.parametrize("replayed", _some(list(itertools.product([False, True], repeat=4)), 5))
 async def test_old_files_do_not_bring_the_past_back(
     scene: HostileScene, replayed: tuple[bool, bool, bool, bool], lost: bool
 ) -> None:
@@ -242,7 +252,7 @@ async def test_old_files_do_not_bring_the_past_back(
 
 
 @pytest.mark.parametrize("mend", MEND)
-@pytest.mark.parametrize("subset", list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize("subset", _some(list(itertools.product([False, True], repeat=3)), 3))
 async def test_states_do_not_mix(scene: HostileScene, subset: tuple[bool, bool, bool], mend: str) -> None:
     """A box that has seen neither: files of one state under the names of the other."""
     scene.deploy(FIRST)

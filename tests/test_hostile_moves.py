@@ -181,7 +181,7 @@ class Attack(RuleBasedStateMachine):
 
 
 class TestAttack(Attack.TestCase):
-    settings = settings(max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+    settings = settings(max_examples=4, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.slow

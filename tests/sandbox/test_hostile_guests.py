@@ -8,7 +8,13 @@ from neighbourhood import hostile_spec, neighbourhood
 from sandbox_bench import until
 
 
-@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.name.replace(" ", "-"))
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        pytest.param(each, marks=[pytest.mark.slow] if number % 2 else [], id=each.name.replace(" ", "-"))
+        for number, each in enumerate(HOSTILE)
+    ],
+)
 async def test_a_hostile_guest_hurts_only_itself(hostile: Hostile, tmp_path: Path) -> None:
     async with neighbourhood(hostile_spec(hostile), tmp_path) as place:
         if hostile.refused:

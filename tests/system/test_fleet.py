@@ -85,7 +85,7 @@ async def test_an_upgrade_loses_no_frame_and_doubles_none(boxes: Start, operator
     [
         pytest.param(TRAPS, "refused", marks=pytest.mark.slow),
         pytest.param(SLOW, "refused", marks=pytest.mark.slow),
-        (LATE, "rolled-back"),
+        pytest.param(LATE, "rolled-back", marks=pytest.mark.slow),
     ],
 )
 async def test_a_bad_version_does_not_stay_and_nobody_else_notices(
