@@ -63,6 +63,7 @@ async def test_a_deadline_is_had_again_as_json(tmp_path: Path) -> None:
     assert frame["message"] == "handle took more than 300 ms of the guest's own time"
 
 
+@pytest.mark.slow
 async def test_a_failure_that_needs_the_state_of_then(tmp_path: Path) -> None:
     """It traps on the third frame it counts, and the capsule begins with its second: without state it would not."""
     capsule = await crashed(tmp_path, b"", b"", b"3")

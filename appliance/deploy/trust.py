@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
 from tuf.api.metadata import Metadata, Root, TargetFile
@@ -43,7 +43,7 @@ MAX_ROOT_ROTATIONS = 1024
 """Versions of the root from the one that the box was given: each needs the keys of the one before it."""
 MAX_DELEGATIONS = 32
 """Roles that are asked for one target."""
-READ_BYTES = 64 << 10
+MAX_TARGET_BYTES = max(MAX_DESIRED_BYTES, MAX_INDEX_BYTES)
 MADE_SECONDS = 1_795_478_400.0
 """2026-11-24 in Unix seconds: this software was not there before. A box whose clock says less has a wrong one."""
 
@@ -261,16 +261,10 @@ class _Fetcher(FetcherInterface):
 
     def _file(self, path: str) -> Iterator[bytes]:
         try:
-            file = self.files[path].open("rb")
+            with self.files[path].open("rb") as file:
+                return iter((file.read(MAX_TARGET_BYTES + 1),))  # at once: the client may leave off in the middle
         except (KeyError, FileNotFoundError):
             raise DownloadHTTPError(f"{path} has not been downloaded", 404) from None
-        return _pieces(file)
-
-
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while piece := file.read(READ_BYTES):
-            yield piece
 
 
 def _signed(info: TargetFile) -> SignedTarget:

@@ -94,12 +94,14 @@ def test_a_line_for_each_result_and_a_summary(handler: Path, pictures: Path, tmp
         assert max(image.convert("L").tobytes()) > 200  # text on what was black
 
 
+@pytest.mark.slow
 def test_a_place_for_drawings_that_cannot_be_written_is_named(handler: Path, pictures: Path) -> None:
     tried = run("test", handler, pictures, "--annotate", pictures / "000-gray.jpg" / "drawn")
     assert tried.returncode == 2
     assert "000-gray.jpg/drawn: cannot be written: Not a directory" in tried.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_failed_frame_is_told_with_its_place_and_makes_the_exit_code(trapping: Path, pictures: Path) -> None:
     tried = run("test", trapping, pictures)
     assert tried.returncode == 1
@@ -125,6 +127,7 @@ def test_a_handler_that_fails_on_every_frame_is_given_up(trapping: Path, picture
     assert tried.stderr.splitlines()[-1].startswith("appliance: trapping: the handler is not running; last failure: ")
 
 
+@pytest.mark.slow
 def test_what_one_handler_found_is_the_input_of_another(tmp_path: Path) -> None:
     found = [{"objects": [{"label": "cat"}, {"label": "cat"}]}, {"objects": [{"label": "dog"}]}]
     lines = [_found(f"street.mp4#{number}", 0x12, value) for number, value in enumerate(found)]

@@ -38,6 +38,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._worked)
         return future
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """However long it takes: a time limit would pass at once."""
+        await super().shutdown_default_executor()
+
     def _worked(self, _future: object) -> None:
         self._working -= 1
 

@@ -93,7 +93,7 @@ def work(request: pytest.FixtureRequest) -> Work:
     return WORKS[request.param]
 
 
-STRIDES = [7, pytest.param(1, marks=pytest.mark.slow)]
+STRIDES = [19, pytest.param(1, marks=pytest.mark.slow)]
 """Every day some of the steps, at times all of them."""
 
 

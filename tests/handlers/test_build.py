@@ -33,6 +33,7 @@ def copied(tmp_path: Path, build: ModuleType) -> Path:
     return Path(shutil.copytree(HANDLERS / "motion", tmp_path / "elsewhere"))
 
 
+@pytest.mark.slow
 def test_the_committed_module_is_what_the_source_makes(build: ModuleType, handler: Path, tmp_path: Path) -> None:
     """Built from a copy, so that a path of this machine in the module would show."""
     copy = shutil.copytree(handler, tmp_path / "copy")

@@ -43,6 +43,7 @@ def classified(frames: list[npt.NDArray[np.uint8]]) -> list[int]:
 
 
 @pytest.mark.parametrize(("size", "parts"), [((320, 240), 120), ((640, 480), 30), ((640, 360), 30)])
+@pytest.mark.slow
 def test_the_model_knows_parts_it_never_saw(size: tuple[int, int], parts: int) -> None:
     frames, truths = [], []
     for seed in UNSEEN:

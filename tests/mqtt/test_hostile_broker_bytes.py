@@ -146,6 +146,7 @@ def _noting(converse: Conversation, came: asyncio.Event) -> Conversation:
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))])
+@pytest.mark.slow
 async def test_mutants_of_what_a_broker_says_do_nothing_but_end_connections(seed: int) -> None:
     dice = random.Random(seed)
     right = [

@@ -304,6 +304,7 @@ async def test_refusals_are_counted_with_their_reason(broker: Mosquitto, spool: 
     assert publishing.stats.refused == {"malformed": 3, "stopping": 1}
 
 
+@pytest.mark.slow
 async def test_a_disk_that_fails_is_waited_for(
     absent_broker: Mosquitto, spool: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

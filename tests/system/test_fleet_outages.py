@@ -88,9 +88,7 @@ async def away(device: PaperDevice) -> None:
     await device.until(lambda: not device.ears.control.connection.connected)
 
 
-@pytest.mark.parametrize(
-    "point", [point if point == "half" else pytest.param(point, marks=pytest.mark.slow) for point in POINTS]
-)
+@pytest.mark.parametrize("point", [pytest.param(point, marks=pytest.mark.slow) for point in POINTS])
 async def test_a_download_goes_on_when_the_broker_is_back(fleet: Fleet, point: str) -> None:
     await fleet.sign("1.0.0")
     await fleet.send()

@@ -37,6 +37,7 @@ async def ask(broker: Mosquitto, command: str, payload: Any) -> bytes:
     return output
 
 
+@pytest.mark.slow
 async def test_the_next_frame_is_shown(start: Any, broker: Mosquitto) -> None:
     async with start(commanded(broker)) as box:
         await box.more_results(5)

@@ -260,6 +260,7 @@ def damaged() -> dict[str, bytes]:
     return cuts | flipped | {"noise": b"\x1c\0\0\0TFL3" + rng.bytes(4000)}
 
 
+@pytest.mark.slow
 async def test_damaged_models_hurt_nobody_else(make_guest: MakeGuest, store: GuestModelStore) -> None:
     models = damaged()
     loader = handler(make_guest("loader_c", PARTS), guest_models=len(models))
