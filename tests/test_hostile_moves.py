@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from memory_broker import Message
 
+from appliance.deploy import machine
+
 NAMES = st.sampled_from(["detector", "counter"])
 PICK = st.integers(0, 10_000)
 
@@ -29,6 +31,8 @@ class Attack(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.stack = AsyncExitStack()
         self.stack.enter_context(quick())
+        patch = self.stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(machine, "TRIAL_BOOTS", 1 << 20)  # else :meth:`restarts` would have versions rolled back, rightly
         self.scene = HostileScene(self.directory)
         self.foreign = Fleet()
         self.foreign.deploy("box", {"detector": self.foreign.bundle("detector", "6.6.6")})

@@ -126,8 +126,7 @@ class Rollout:
             self.record = decode_record(data, self.name)
         except DeviceError as error:
             log.warning("event=record_damaged handler=%s action=begun_anew error=%s", self.name, error)
-            await self._remove_record()
-            return
+            await self._save(self.record, patiently=False)
         self._happens(ev.Booted())
         await self._catch_up()
 
@@ -201,7 +200,7 @@ class Rollout:
             case ev.Collect():
                 self._parts.collect()
             case ev.Forget():
-                await self._forget()
+                self._forget()
 
     # --- the record -------------------------------------------------------------------------------------------
 
@@ -222,17 +221,10 @@ class Rollout:
             self._say()
             await asyncio.sleep(waits.failed(self._clock()))
 
-    async def _forget(self) -> None:
-        if not self.record.bad:
-            await self._remove_record()
+    def _forget(self) -> None:
+        """Only the record stays: power may fail before the broker has taken the report back, so each start does it."""
         self._said = None
         self._parts.report(self.name, None)
-
-    async def _remove_record(self) -> None:
-        try:
-            await in_thread(self._parts.store.remove_record, self.name)
-        except DeviceError as error:
-            log.warning("event=record_not_removed handler=%s error=%s", self.name, error)
 
     # --- work ----------------------------------------------------------------------------------------------------
 
