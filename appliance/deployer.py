@@ -390,9 +390,10 @@ class Deployer:
                 self._garbage.clear()
                 used = {slot for rollout in self._rollouts.values() for slot in rollout.used}
                 wanted = {digest for rollout in self._rollouts.values() for digest in rollout.wanted}
+                unknown = {name for name, rollout in self._rollouts.items() if not rollout.known}
                 try:
                     async with self._cleaning:
-                        await in_thread(self._store.collect, used, wanted, frozenset(self._files))
+                        await in_thread(self._store.collect, used, wanted, frozenset(self._files), unknown)
                 except DeviceError as error:
                     log.warning("event=not_collected error=%s", error)
             await self._forget_gone()

@@ -290,6 +290,73 @@ async def test_nothing_is_collected_until_the_records_have_been_read(
         assert device.running == {"counter": "1.0.0"}
 
 
+async def test_a_record_that_cannot_be_read_is_read_later_and_nothing_is_done_about_its_handler_before(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = deploy(device, "detector", "counter")["detector"]
+    async with device.deployer():
+        await until(lambda: {device.said_of(name).state for name in ("detector", "counter")} == {"active"})
+    record = device.path / "deploy" / "records" / "detector.json"
+    kept = record.read_bytes()
+    fails = fail_to_read(device, "detector", monkeypatch)
+    deploy(device, "detector", version="1.1.0")
+    async with device.deployer() as deployer:
+        assert device.running == {"counter": "1.0.0"}
+        await until(lambda: deployer._ordered is not None and device.running == {})  # nobody wants the counter
+        await until(lambda: slots(device) == {detector.digest})  # and what it left has been collected
+        assert record.read_bytes() == kept
+        assert not device.store.has(digest_of(b"detector 1.1.0")), "nothing of it is begun with"
+        assert device.said_of("detector").state == "waiting"
+        assert "cannot be read: input/output error" in device.said_of("detector").reason
+        fails.clear()
+        await until(lambda: device.running == {"detector": "1.1.0"})
+        assert device.serving.done[-3:] == [("start", "1.0.0"), ("shadow", "1.1.0"), ("promote", "1.1.0")]
+
+
+async def test_a_record_that_can_be_read_later_is_started_without_any_order(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.said_of("detector").state == "active")
+    fails = fail_to_read(device, "detector", monkeypatch)
+    device.broker = MemoryBroker()
+    async with device.deployer():
+        assert device.running == {}
+        fails.clear()
+        await until(lambda: device.running == {"detector": "1.0.0"})
+        await until(lambda: device.said_of("detector").state == "active")
+
+
+async def test_a_record_that_could_not_be_read_and_is_gone_is_nothing_to_report(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.said_of("detector").state == "active")
+    fails = fail_to_read(device, "detector", monkeypatch)
+    device.broker = MemoryBroker()
+    async with device.deployer():
+        assert device.said_of("detector").state == "waiting"
+        device.store.remove_record("detector")
+        fails.clear()
+        await until(lambda: device.of_handlers["detector"][-1] is None)
+        assert device.running == {}
+
+
+def fail_to_read(device: Device, handler: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of handlers whose records cannot be read."""
+    read, failing = device.store.read_record, {handler}
+
+    def reading(name: str) -> bytes | None:
+        if name in failing:
+            raise DeviceError("input/output error")
+        return read(name)
+
+    monkeypatch.setattr(device.store, "read_record", reading)
+    return failing
+
+
 # --- when metadata is not what it should be ---------------------------------------------------------------------------
 
 
