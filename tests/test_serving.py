@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from crash_bench import failing, few_strikes
@@ -14,6 +15,7 @@ from serving_bench import Stage, stage
 
 from appliance.errors import ConfigError, DeviceError
 from appliance.sandbox.evidence import Quarantines
+from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec
 from appliance.zipper.handlers import LocalHandler
 
@@ -108,6 +110,21 @@ async def test_a_shadow_that_crashes_disturbs_nobody(tmp_path: Path) -> None:
         assert place.answers() == dict.fromkeys(range(place.sent), 1)
         handler = place.serving.live["guest"]
         assert (handler.failed, handler.status.faults, handler.status.in_a_row) == ({}, {}, 0)
+
+
+async def test_a_shadow_that_the_device_cannot_start_has_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_: Zygote) -> NoReturn:
+        raise DeviceError("cannot fork")
+
+    monkeypatch.setattr(Zygote, "spawn", refuse)
+    async with stage(tmp_path) as place:
+        await place.serving.shadow(echo())
+        await until(lambda: place.serving.shadows["guest"].status.faults.get("device", 0) >= 2)
+        sample = place.serving.sample("guest", shadow=True)
+        assert (sample.faults, sample.in_a_row, sample.hindered) == (0, 0, True)
+        assert sample.reason == "device: cannot fork"
 
 
 async def test_a_shadow_that_hangs_slows_nobody(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from appliance.backoff import Backoff
 from appliance.config import FleetConfig
 from appliance.deploy import events as ev
 from appliance.deploy.record import Record, Slot
-from appliance.deploy.watch import Failed, Pace, Passed, Sample, judge_canary, judge_service, since
+from appliance.deploy.watch import Failed, Pace, Passed, Prevented, Sample, judge_canary, judge_service, since
 from appliance.errors import ApplianceError, ConfigError, DeviceError, PeerError
 from appliance.rollout.parts import Parts
 from appliance.sandbox.spec import HandlerSpec
@@ -158,6 +158,8 @@ class Running:
             self._happens(ev.Passed())
         elif isinstance(verdict, Failed):
             self._happens(ev.Refused(verdict.reason))
+        elif isinstance(verdict, Prevented):
+            self._happens(ev.Hindered(verdict.reason))
 
     def _since_up(self, canary: Sample, now: float) -> tuple[float, Pace | None]:
         """Frames that come while it starts do not count, nor does the time. No pace where nothing is in service."""

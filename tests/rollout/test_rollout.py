@@ -195,6 +195,21 @@ async def test_a_canary_that_fails_is_refused_and_what_runs_goes_on(box: Box) ->
         assert box.serving.done[-1] == ("unshadow", "1.1.0")
 
 
+async def test_a_canary_that_the_device_does_not_let_begin_is_tried_again(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "START_SECONDS", 0.0)
+    async with box.rollout() as rollout:
+        await deploy(rollout, box, "1.0.0")
+        box.serving.samples["1.1.0"] = replace(QUIET, state="backoff", hindered=True, reason="device: cannot fork")
+        want(rollout, "1.1.0")
+        await until(lambda: box.serving.done.count(("shadow", "1.1.0")) >= 2)
+        assert rollout.record.bad == ()
+        assert "device: cannot fork" in next(report.reason for report in box.reports if report and report.reason)
+        box.serving.samples["1.1.0"] = GOOD
+        await until(lambda: rollout.record.active == slot("1.1.0"))
+
+
 async def test_a_canary_that_is_much_slower_is_refused(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "PACE_SECONDS", 0.0)
     async with box.rollout() as rollout:
