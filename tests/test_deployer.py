@@ -21,6 +21,7 @@ from appliance.deploy import download
 from appliance.deploy.desired import Assignment, Desired, encode_desired, group_target
 from appliance.deploy.download import Downloads
 from appliance.deploy.fleet_topics import FleetTopics
+from appliance.deploy.record import slot_of
 from appliance.deploy.report import DeviceReport, HandlerReport
 from appliance.deploy.store import Store
 from appliance.deploy.trust import Trust, VerifiedBundle
@@ -28,6 +29,7 @@ from appliance.deployer import Deployer
 from appliance.errors import DeviceError
 from appliance.rollout import rollout, running
 from appliance.sandbox.spec import HandlerSpec
+from appliance.standing import NAME_TAKEN
 
 TOPICS = FleetTopics("fleet", "f")
 CONFIG = FleetConfig(name="f", groups=("door",), canary_frames=30, canary_seconds=3600.0, trial_seconds=3600.0)
@@ -612,6 +614,25 @@ async def test_the_configurations_handlers_are_not_deployed_over(device: Device)
         assert len(device.of_handlers["detector"]) == reports + 1
         deploy(device, "counter", version="1.1.0")
         await until(lambda: device.of_handlers["detector"][-1] is None)
+
+
+async def test_a_name_that_is_taken_while_its_deployment_is_under_way_stays_the_configurations(device: Device) -> None:
+    assigned = deploy(device, "detector")["detector"]
+    topic = TOPICS.chunk(digest_of(b"detector 1.0.0"), 0)
+    late = {topic: device.broker.retained.pop(topic)}
+    async with device.deployer() as deployer:
+        await until(lambda: device.said_of("detector").state == "fetching")
+        theirs = spec_of(device.path, "detector", slot_of(msgspec.structs.replace(assigned, version="9.0.0")))
+        await device.serving.start(theirs)
+        deployer.configure(CONFIG, ("detector",))
+        await until(lambda: device.said_of("detector").reason == NAME_TAKEN)
+        device.broker.publish(late)
+        await until(lambda: device.said.state == "current" and deployer._content)
+        assert device.said_of("detector").state == "refused"
+        deploy(device)  # nobody wants it any more
+        await until(lambda: device.of_handlers["detector"][-1] is None and device.store.records() == [])
+        assert device.serving.done == [("start", "9.0.0")]
+        assert device.running == {"detector": "9.0.0"}
 
 
 async def test_a_deployed_handler_whose_name_was_taken_since_is_not_started(device: Device) -> None:

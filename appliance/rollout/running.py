@@ -60,6 +60,8 @@ class Running:
             spec = await self._load(slot)
             if spec is None:
                 return
+            if self._served is None and self._name in self._parts.serving.live:
+                raise DeviceError(f"this device runs a {self._name} that is not the fleet's")
             await self.end_trying()  # an operator may have the handler restarted, by a shadow, too
             await self._parts.serving.shadow(spec)
         except ApplianceError as error:
@@ -107,8 +109,8 @@ class Running:
         return True
 
     async def stop(self) -> None:
-        self._served = self.serve_at = None
-        if self._name in self._parts.serving.live:
+        served, self._served, self.serve_at = self._served, None, None
+        if served is not None and self._name in self._parts.serving.live:
             await self._parts.serving.stop(self._name)
 
     async def _load(self, slot: Slot) -> HandlerSpec | None:

@@ -2,10 +2,11 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
-from rollout_doubles import BAD, FLEET, FULL, GOOD, QUIET, Box, bundle_of, deploy, slot, until, want
+from rollout_doubles import BAD, FLEET, FULL, GOOD, QUIET, Box, bundle_of, deploy, slot, spec_of, until, want
 
 from appliance.config import FleetConfig
 from appliance.deploy import watch
@@ -208,6 +209,18 @@ async def test_a_canary_that_the_device_does_not_let_begin_is_tried_again(
         assert "device: cannot fork" in next(report.reason for report in box.reports if report and report.reason)
         box.serving.samples["1.1.0"] = GOOD
         await until(lambda: rollout.record.active == slot("1.1.0"))
+
+
+async def test_nothing_is_tried_beside_a_handler_that_is_not_of_the_fleet(box: Box) -> None:
+    async with box.rollout() as rollout:
+        await box.serving.start(spec_of(Path(), "parts", slot("9.0.0")))
+        box.serving.samples["1.0.0"] = GOOD
+        want(rollout, "1.0.0")
+        await until(lambda: rollout.record.state == "waiting")
+        assert "this device runs a parts that is not" in rollout.record.reason
+        rollout.order(Unwanted())
+        await until(lambda: rollout.record.state == "gone" and box.reports[-1] is None)
+        assert box.serving.done == [("start", "9.0.0")]
 
 
 async def test_a_canary_that_is_much_slower_is_refused(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,8 +601,9 @@ async def test_a_canary_takes_the_place_of_a_restart_that_is_under_way(box: Box)
     async with box.rollout() as rollout:
         await deploy(rollout, box, "1.0.0")
         box.downloads.gate.clear()
+        asked = len(box.downloads.asked)
         want(rollout, "1.1.0")
-        await until(lambda: rollout.record.state == "fetching")
+        await until(lambda: len(box.downloads.asked) > asked)  # what was under way before has been given up by then
         await box.serving.shadow(box.serving.live["parts"])
         box.downloads.gate.set()
         await until(lambda: rollout.record.state == "canary")
