@@ -139,7 +139,7 @@ async def test_a_shadow_that_hangs_slows_nobody(tmp_path: Path) -> None:
     assert place.versions() == ["1.0.0"]
 
 
-async def test_a_shadow_begins_with_the_state_of_the_one_in_service(tmp_path: Path) -> None:
+async def test_state_goes_from_version_to_version_and_back(tmp_path: Path) -> None:
     async with stage(tmp_path) as place:
         await place.serving.start(failing())
         for _ in range(3):
@@ -150,8 +150,12 @@ async def test_a_shadow_begins_with_the_state_of_the_one_in_service(tmp_path: Pa
         await until(lambda: place.serving.sample("guest", shadow=True).handled == 1)
         await place.serving.promote("guest")
         await place.see()
-    assert [int.from_bytes(frame.payload, "little") for frame in place.results] == [1, 2, 3, 4, 5]
-    assert place.versions() == ["1.0.0"] * 4 + ["2.0.0"]
+        await place.serving.shadow(failing())  # the way back
+        await place.running(shadow=True)
+        await place.serving.promote("guest")
+        await place.see()
+    assert [int.from_bytes(frame.payload, "little") for frame in place.results] == [1, 2, 3, 4, 5, 6]
+    assert place.versions() == ["1.0.0"] * 4 + ["2.0.0", "1.0.0"]
 
 
 async def test_the_old_one_may_still_be_at_a_frame_that_it_never_ends(tmp_path: Path) -> None:
