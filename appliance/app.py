@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,14 +68,6 @@ PUBLISHER_CAPACITY = 4096
 """Results offered and not yet accepted: the spool takes a batch every tenth of a second."""
 
 
-@dataclass(frozen=True, slots=True)
-class LastResult:
-    """The newest result of a handler, for people who watch."""
-
-    frame: Frame
-    count: int
-
-
 class Appliance:
     """One box: zipper, handlers, models and publisher, and the cameras unless ``cameras`` is False."""
 
@@ -97,7 +88,8 @@ class Appliance:
         self.started = time.monotonic()
         self.broker_url = config.mqtt.url
         self.port = 0
-        self.last: dict[str, LastResult] = {}
+        self.last: dict[str, Frame] = {}
+        """The newest result of each who emits, for people who watch."""
         self.verdicts = Verdicts()
         self.memory_kb: dict[str, int] = {}
         self.temperature: float | None = None
@@ -337,8 +329,7 @@ class Appliance:
         if (handler, version, frame.tag) in self._withheld:
             self.zipper.finished(PUBLISHER, ticket)
             return
-        before = self.last.get(handler)
-        self.last[handler] = LastResult(frame, before.count + 1 if before else 1)
+        self.last[handler] = frame
         self.verdicts.see(frame)
         self.publisher.offer(frame, lambda _accepted: self.zipper.finished(PUBLISHER, ticket))
 
@@ -362,7 +353,13 @@ class Appliance:
     async def _keep_measuring(self) -> None:
         while True:
             await self._measure()
+            self._forget_gone()
             await asyncio.sleep(MEMORY_SECONDS)
+
+    def _forget_gone(self) -> None:
+        """Names come and go for as long as a box lives: handlers, and stream functions from elsewhere."""
+        here = {"", *self.serving.live, *(name for _, name in self.door.sessions)}
+        self.last = {name: frame for name, frame in self.last.items() if name in here}
 
     async def _measure(self) -> None:
         """How warm the box is, and the proportional set size of every process, KiB: of one that has ended, the last.

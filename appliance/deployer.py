@@ -36,7 +36,7 @@ from appliance.errors import DeviceError, PeerError
 from appliance.rollout.parts import Fetches, Parts, Serves, Stores, Trusts, Verifies
 from appliance.rollout.rollout import Rollout
 from appliance.sandbox.spec import HandlerSpec
-from appliance.standing import Account, Report
+from appliance.standing import NAME_TAKEN, Account, Report
 from appliance.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -333,6 +333,8 @@ class Deployer:
         self._wanted = frozenset(wanted)
         for name in self._rollouts.keys() - wanted.keys():
             self._rollouts[name].order(Unwanted())
+        for name in self._rollouts.keys() & wanted.keys() & self._taken:  # it was deployed, or was about to be, before
+            self._rollouts[name].order(Blocked(slot_of(wanted[name]), NAME_TAKEN, final=True))
         self._account.say_not_ours({name: wanted[name] for name in self._taken & wanted.keys()})
         async with asyncio.TaskGroup() as tasks:
             ours = [
@@ -390,9 +392,10 @@ class Deployer:
                 self._garbage.clear()
                 used = {slot for rollout in self._rollouts.values() for slot in rollout.used}
                 wanted = {digest for rollout in self._rollouts.values() for digest in rollout.wanted}
+                unknown = {name for name, rollout in self._rollouts.items() if not rollout.known}
                 try:
                     async with self._cleaning:
-                        await in_thread(self._store.collect, used, wanted, frozenset(self._files))
+                        await in_thread(self._store.collect, used, wanted, frozenset(self._files), unknown)
                 except DeviceError as error:
                     log.warning("event=not_collected error=%s", error)
             await self._forget_gone()

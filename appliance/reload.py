@@ -167,6 +167,7 @@ class Reloading:
                 if self._is_ours(spec):
                     await self._handlers.unshadow(spec.name)
             raise
+        begun.sort(key=lambda spec: spec.name in self._handlers.live)  # new ones at once: nobody takes their names now
         for spec in begun:
             if self._is_ours(spec):
                 await self._handlers.promote(spec.name)

@@ -204,4 +204,5 @@ def _sample(handler: LocalHandler) -> Sample:
         offered=counters.offered,
         dropped=counters.dropped,
         reason=f"{last.kind}: {last.message}" if last is not None else "",
+        hindered=last is not None and last.kind == "device",
     )

@@ -21,6 +21,7 @@ from appliance.deploy import download
 from appliance.deploy.desired import Assignment, Desired, encode_desired, group_target
 from appliance.deploy.download import Downloads
 from appliance.deploy.fleet_topics import FleetTopics
+from appliance.deploy.record import slot_of
 from appliance.deploy.report import DeviceReport, HandlerReport
 from appliance.deploy.store import Store
 from appliance.deploy.trust import Trust, VerifiedBundle
@@ -28,6 +29,7 @@ from appliance.deployer import Deployer
 from appliance.errors import DeviceError
 from appliance.rollout import rollout, running
 from appliance.sandbox.spec import HandlerSpec
+from appliance.standing import NAME_TAKEN
 
 TOPICS = FleetTopics("fleet", "f")
 CONFIG = FleetConfig(name="f", groups=("door",), canary_frames=30, canary_seconds=3600.0, trial_seconds=3600.0)
@@ -290,6 +292,73 @@ async def test_nothing_is_collected_until_the_records_have_been_read(
         assert device.running == {"counter": "1.0.0"}
 
 
+async def test_a_record_that_cannot_be_read_is_read_later_and_nothing_is_done_about_its_handler_before(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = deploy(device, "detector", "counter")["detector"]
+    async with device.deployer():
+        await until(lambda: {device.said_of(name).state for name in ("detector", "counter")} == {"active"})
+    record = device.path / "deploy" / "records" / "detector.json"
+    kept = record.read_bytes()
+    fails = fail_to_read(device, "detector", monkeypatch)
+    deploy(device, "detector", version="1.1.0")
+    async with device.deployer() as deployer:
+        assert device.running == {"counter": "1.0.0"}
+        await until(lambda: deployer._ordered is not None and device.running == {})  # nobody wants the counter
+        await until(lambda: slots(device) == {detector.digest})  # and what it left has been collected
+        assert record.read_bytes() == kept
+        assert not device.store.has(digest_of(b"detector 1.1.0")), "nothing of it is begun with"
+        assert device.said_of("detector").state == "waiting"
+        assert "cannot be read: input/output error" in device.said_of("detector").reason
+        fails.clear()
+        await until(lambda: device.running == {"detector": "1.1.0"})
+        assert device.serving.done[-3:] == [("start", "1.0.0"), ("shadow", "1.1.0"), ("promote", "1.1.0")]
+
+
+async def test_a_record_that_can_be_read_later_is_started_without_any_order(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.said_of("detector").state == "active")
+    fails = fail_to_read(device, "detector", monkeypatch)
+    device.broker = MemoryBroker()
+    async with device.deployer():
+        assert device.running == {}
+        fails.clear()
+        await until(lambda: device.running == {"detector": "1.0.0"})
+        await until(lambda: device.said_of("detector").state == "active")
+
+
+async def test_a_record_that_could_not_be_read_and_is_gone_is_nothing_to_report(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(device, "detector")
+    async with device.deployer():
+        await until(lambda: device.said_of("detector").state == "active")
+    fails = fail_to_read(device, "detector", monkeypatch)
+    device.broker = MemoryBroker()
+    async with device.deployer():
+        assert device.said_of("detector").state == "waiting"
+        device.store.remove_record("detector")
+        fails.clear()
+        await until(lambda: device.of_handlers["detector"][-1] is None)
+        assert device.running == {}
+
+
+def fail_to_read(device: Device, handler: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of handlers whose records cannot be read."""
+    read, failing = device.store.read_record, {handler}
+
+    def reading(name: str) -> bytes | None:
+        if name in failing:
+            raise DeviceError("input/output error")
+        return read(name)
+
+    monkeypatch.setattr(device.store, "read_record", reading)
+    return failing
+
+
 # --- when metadata is not what it should be ---------------------------------------------------------------------------
 
 
@@ -545,6 +614,25 @@ async def test_the_configurations_handlers_are_not_deployed_over(device: Device)
         assert len(device.of_handlers["detector"]) == reports + 1
         deploy(device, "counter", version="1.1.0")
         await until(lambda: device.of_handlers["detector"][-1] is None)
+
+
+async def test_a_name_that_is_taken_while_its_deployment_is_under_way_stays_the_configurations(device: Device) -> None:
+    assigned = deploy(device, "detector")["detector"]
+    topic = TOPICS.chunk(digest_of(b"detector 1.0.0"), 0)
+    late = {topic: device.broker.retained.pop(topic)}
+    async with device.deployer() as deployer:
+        await until(lambda: device.said_of("detector").state == "fetching")
+        theirs = spec_of(device.path, "detector", slot_of(msgspec.structs.replace(assigned, version="9.0.0")))
+        await device.serving.start(theirs)
+        deployer.configure(CONFIG, ("detector",))
+        await until(lambda: device.said_of("detector").reason == NAME_TAKEN)
+        device.broker.publish(late)
+        await until(lambda: device.said.state == "current" and deployer._content)
+        assert device.said_of("detector").state == "refused"
+        deploy(device)  # nobody wants it any more
+        await until(lambda: device.of_handlers["detector"][-1] is None)
+        assert device.serving.done == [("start", "9.0.0")]
+        assert device.running == {"detector": "9.0.0"}
 
 
 async def test_a_deployed_handler_whose_name_was_taken_since_is_not_started(device: Device) -> None:

@@ -235,6 +235,15 @@ async def test_what_the_fleet_took_in_hand_meanwhile_is_not_for_the_configuratio
     assert box.serving.calls == ["shadow parts", "shadow other", "unshadow parts", "unshadow other"]
 
 
+async def test_new_handlers_come_into_service_before_any_other_ends(box: Box) -> None:
+    """That may take seconds, in which the fleet could take the name."""
+    shutil.copytree(box.file.parent / "parts", box.file.parent / "sort")
+    changed = '{ path = "count", observes = [7] }'
+    box.write(f'handlers = [{{ path = "parts" }}, {changed}, {{ path = "sort", name = "sort" }}]')
+    await box.reloading.reload()
+    assert box.serving.calls == ["shadow count", "shadow sort", "promote sort", "promote count"]
+
+
 async def test_whoever_wants_a_reload_sets_an_event(box: Box) -> None:
     wanted = asyncio.Event()
     keeping = asyncio.create_task(box.reloading.keep(wanted))

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from crash_bench import failing, few_strikes
@@ -14,6 +15,7 @@ from serving_bench import Stage, stage
 
 from appliance.errors import ConfigError, DeviceError
 from appliance.sandbox.evidence import Quarantines
+from appliance.sandbox.spawning import Zygote
 from appliance.sandbox.spec import HandlerSpec
 from appliance.zipper.handlers import LocalHandler
 
@@ -110,6 +112,21 @@ async def test_a_shadow_that_crashes_disturbs_nobody(tmp_path: Path) -> None:
         assert (handler.failed, handler.status.faults, handler.status.in_a_row) == ({}, {}, 0)
 
 
+async def test_a_shadow_that_the_device_cannot_start_has_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_: Zygote) -> NoReturn:
+        raise DeviceError("cannot fork")
+
+    monkeypatch.setattr(Zygote, "spawn", refuse)
+    async with stage(tmp_path) as place:
+        await place.serving.shadow(echo())
+        await until(lambda: place.serving.shadows["guest"].status.faults.get("device", 0) >= 2)
+        sample = place.serving.sample("guest", shadow=True)
+        assert (sample.faults, sample.in_a_row, sample.hindered) == (0, 0, True)
+        assert sample.reason == "device: cannot fork"
+
+
 async def test_a_shadow_that_hangs_slows_nobody(tmp_path: Path) -> None:
     async with stage(tmp_path) as place:
         await place.serving.start(echo())
@@ -122,7 +139,7 @@ async def test_a_shadow_that_hangs_slows_nobody(tmp_path: Path) -> None:
     assert place.versions() == ["1.0.0"]
 
 
-async def test_a_shadow_begins_with_the_state_of_the_one_in_service(tmp_path: Path) -> None:
+async def test_state_goes_from_version_to_version_and_back(tmp_path: Path) -> None:
     async with stage(tmp_path) as place:
         await place.serving.start(failing())
         for _ in range(3):
@@ -133,8 +150,12 @@ async def test_a_shadow_begins_with_the_state_of_the_one_in_service(tmp_path: Pa
         await until(lambda: place.serving.sample("guest", shadow=True).handled == 1)
         await place.serving.promote("guest")
         await place.see()
-    assert [int.from_bytes(frame.payload, "little") for frame in place.results] == [1, 2, 3, 4, 5]
-    assert place.versions() == ["1.0.0"] * 4 + ["2.0.0"]
+        await place.serving.shadow(failing())  # the way back
+        await place.running(shadow=True)
+        await place.serving.promote("guest")
+        await place.see()
+    assert [int.from_bytes(frame.payload, "little") for frame in place.results] == [1, 2, 3, 4, 5, 6]
+    assert place.versions() == ["1.0.0"] * 4 + ["2.0.0", "1.0.0"]
 
 
 async def test_the_old_one_may_still_be_at_a_frame_that_it_never_ends(tmp_path: Path) -> None:

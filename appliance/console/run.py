@@ -65,7 +65,7 @@ async def _lines(appliance: Appliance, console: Console) -> None:
         stats = appliance.publisher.stats
         total = appliance.publisher.latency.get("total")
         latency = f" p50={milliseconds(total)['p50']:.1f}ms" if total is not None else ""
-        seen = "  ".join(f"{name}: {printable(value_text(last.frame))}" for name, last in appliance.last.items())
+        seen = "  ".join(f"{name}: {printable(value_text(last))}" for name, last in appliance.last.items())
         console.print(
             f"{time.strftime('%H:%M:%S')} results={stats.results} published={stats.published}{latency}  {seen}",
             soft_wrap=True,
@@ -97,7 +97,7 @@ def _screen(appliance: Appliance) -> Group:
             str(status.handled),
             str(observer.counters.dropped if observer else 0),
             str(sum(status.faults.values())),
-            printable(value_text(last.frame)) if last else "",
+            printable(value_text(last)) if last else "",
         )
     results = Text(f"results {stats.results}  published {stats.published}  on disk {stats.backlog}  lost {stats.lost}")
     return Group(header, Text(), cameras, Text(), handlers, Text(), results, _latency(appliance))

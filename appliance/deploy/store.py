@@ -157,16 +157,21 @@ class Store:
         return slot
 
     def collect(
-        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Collection[str] = ()
+        self,
+        used: Collection[tuple[str, str]],
+        wanted: Collection[str] = (),
+        documents: Collection[str] = (),
+        unknown: Collection[str] = (),
     ) -> None:
         """Remove all that is neither in a used slot (name, digest) nor wanted.
 
-        ``wanted`` are digests of bundles, which stand for their files, too; ``documents`` of files alone.
+        ``wanted`` are digests of bundles, which stand for their files, too; ``documents`` of files alone. Of handlers
+        that are ``unknown`` every slot may be in use.
         """
         with self._changing():
             self._under_way = {digest: each for digest, each in self._under_way.items() if digest in wanted}
             for slot in list(self._slots.glob("*/*")):
-                if (slot.parent.name, slot.name) not in used:
+                if slot.parent.name not in unknown and (slot.parent.name, slot.name) not in used:
                     self._discard(slot)
             needed = self._needed(wanted).union(documents)
             _remove(name for name in self._slots.iterdir() if not name.is_dir() or not any(name.iterdir()))
@@ -180,12 +185,14 @@ class Store:
 
     def read_record(self, name: str) -> bytes | None:
         """None where there is none."""
-        with writing(self._records):
-            try:
-                with self._record(name).open("rb") as file:
-                    return file.read(MAX_RECORD_BYTES)
-            except FileNotFoundError:
-                return None
+        path = self._record(name)
+        try:
+            with path.open("rb") as file:
+                return file.read(MAX_RECORD_BYTES)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DeviceError(f"{path}: {error.strerror}; who removes it has the handler begun anew") from error
 
     def write_record(self, name: str, data: bytes) -> None:
         """Durable when this returns; a power cut before that leaves the old or the new one."""
@@ -200,8 +207,11 @@ class Store:
 
     def records(self) -> list[str]:
         """Names of the handlers that have one."""
-        with writing(self._records):
-            return sorted(file.stem for file in self._records.glob("*.json") if is_name(file.stem))
+        try:
+            files = list(self._records.iterdir())  # glob takes a directory that it may not read for an empty one
+        except OSError as error:
+            raise DeviceError(f"{self._records} cannot be read: {error.strerror}") from error
+        return sorted(file.stem for file in files if file.suffix == ".json" and is_name(file.stem))
 
     # Within
 

@@ -3,7 +3,7 @@
 Only what the handler did counts. Frames that nobody sent, and errors that it returns on purpose, say nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_FAULTS = 3
 """One may be the frame's and two bad luck; the third is the handler's."""
@@ -41,6 +41,8 @@ class Sample:
     """Frames of them that newer ones replaced, because it was not done with those before."""
     reason: str
     """What the last failure was."""
+    hindered: bool = False
+    """It was the device's: there was no process, or no memory, for it."""
 
     @property
     def kept_share(self) -> float:
@@ -69,12 +71,19 @@ class Failed:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Prevented:
+    """The device did not let it begin: nothing is known of it."""
+
+    reason: str
+
+
 def since(now: Sample, before: Sample) -> Sample:
     """What was added to the counts between two looks; ``now`` itself where it counts from a later start."""
     counts = {name: getattr(now, name) - getattr(before, name) for name in _COUNTS}
     if min(counts.values()) < 0:
         return now
-    return Sample(state=now.state, in_a_row=now.in_a_row, reason=now.reason, **counts)
+    return replace(now, **counts)
 
 
 _COUNTS = ("handled", "faults", "deadlines", "offered", "dropped")
@@ -82,7 +91,7 @@ _COUNTS = ("handled", "faults", "deadlines", "offered", "dropped")
 
 def judge_canary(
     sample: Sample, elapsed: float, frames: int, seconds: float, *, pace: Pace | None = None
-) -> Passed | Failed | None:
+) -> Passed | Failed | Prevented | None:
     """None: look again later.
 
     ``elapsed`` is the time in seconds since it was up, or, where it is not running, since it last was or began.
@@ -121,10 +130,11 @@ def _too_faulty(sample: Sample) -> Failed | None:
     return Failed(f"{_faults(sample)} as canary{_last(sample)}") if sample.faults >= MAX_FAULTS else None
 
 
-def _never_starts(sample: Sample, elapsed: float) -> Failed | None:
+def _never_starts(sample: Sample, elapsed: float) -> Failed | Prevented | None:
     if sample.state == "running" or elapsed < START_SECONDS:
         return None
-    return Failed(f"its worker is not running after {START_SECONDS:g} s: {sample.state}{_last(sample)}")
+    reason = f"its worker is not running after {START_SECONDS:g} s: {sample.state}{_last(sample)}"
+    return Prevented(reason) if sample.hindered else Failed(reason)
 
 
 def _good_for_nothing(sample: Sample, elapsed: float) -> Failed | None:

@@ -13,7 +13,7 @@ from appliance.errors import ModelError
 from appliance.frame import ModelRun
 from appliance.inference.messages import MAX_REQUESTS, Ready, ToModel
 from appliance.inference.model import BusyError, ModelSpec, UnavailableError
-from appliance.inference.process import Answer, Died, ModelProcess
+from appliance.inference.process import Answer, Died, Killed, ModelProcess
 from appliance.ipc.report import Lockdown
 
 ATTEMPTS = 2
@@ -153,13 +153,14 @@ class ModelHost:
                 return ModelError(f"{self._name}: its process died: {reason}")
         except ModelError as cause:
             self._state = "failed"
-            error = ModelError(str(cause))
+            error = type(cause)(str(cause))
         except OSError as cause:
             self._state = "failed"
             error = UnavailableError(f"{self._name}: no process can be started for it just now: {cause}")
         except Died as death:
             self._state = "backoff"
-            error = ModelError(f"{self._name}: its process died while loading: {death}")
+            kind = UnavailableError if isinstance(death, Killed) else ModelError
+            error = kind(f"{self._name}: its process died while loading: {death}")
             if self._leave_delegate_out(str(death)):
                 return error  # those who wait go on waiting: without the delegate it may well start
         finally:

@@ -129,8 +129,12 @@ LOADING = 0
 """The id of a Failed that stands in for Ready: the model cannot be loaded and the process ends."""
 
 
+DEVICE = "device"
+"""The fault of a Failed that says that this device cannot load it, whatever it is."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """One request failed; the process goes on. ``fault`` is ``frame``, ``request`` or ``model``."""
+    """One request failed; the process goes on. ``fault`` is ``frame``, ``request``, ``model`` or DEVICE."""
 
     id: int
     fault: str

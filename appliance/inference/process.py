@@ -17,6 +17,7 @@ import msgspec
 from appliance.errors import ModelError, PeerError
 from appliance.frame import ModelRun
 from appliance.inference.messages import (
+    DEVICE,
     LOADING,
     Failed,
     FromModel,
@@ -27,7 +28,7 @@ from appliance.inference.messages import (
     Ready,
     ToModel,
 )
-from appliance.inference.model import BusyError, ModelSpec
+from appliance.inference.model import BusyError, ModelSpec, UnavailableError
 from appliance.ipc.channel import MAX_QUEUED_BYTES, AsyncChannel
 from appliance.ipc.child import kept_environment
 from appliance.ipc.packets import socket_pair
@@ -58,12 +59,16 @@ class Died(Exception):  # noqa: N818 - it says what happened, and is caught by t
     """The process ended before it answered; the text says how."""
 
 
+class Killed(Died):
+    """Somebody else has ended it: Linux does where memory runs out."""
+
+
 class ModelProcess:
     """One process with one model, or with none. Entering starts it and waits until it is ready.
 
-    Entering raises ModelError where the process says that it cannot load the model, and Died where it ends
-    without a word. A process that leaves a request unanswered for ``timeout`` seconds while it answers no
-    other, that breaks the protocol, or does not become ready within ``start_timeout``, is killed.
+    Entering raises ModelError where the process says that it cannot load the model, OSError where there can be no
+    process, and Died where it ends without a word. A process that leaves a request unanswered for ``timeout`` seconds
+    while it answers no other, that breaks the protocol, or does not become ready within ``start_timeout``, is killed.
     """
 
     def __init__(
@@ -147,7 +152,8 @@ class ModelProcess:
                 self._watch()
             return
         if isinstance(message, Failed) and message.id == LOADING and not self._ready.done():
-            self._ready.set_exception(ModelError(_told(message.message)))
+            kind = UnavailableError if message.fault == DEVICE else ModelError
+            self._ready.set_exception(kind(_told(message.message)))
             return
         answer = self._pending.pop(message.id, None)
         if answer is None:
@@ -157,8 +163,8 @@ class ModelProcess:
         if answer.done():  # who asked has been cancelled
             return
         if isinstance(message, Failed):
-            kind = PeerError if message.fault == "frame" else ModelError
-            answer.set_exception(kind(_told(message.message)))
+            fault = PeerError if message.fault == "frame" else ModelError
+            answer.set_exception(fault(_told(message.message)))
         elif isinstance(message, Outputs) and not self._fits(message):
             answer.set_exception(Died("it sent outputs of another size than it had said"))
             self._kill("it sent outputs of another size than it had said")
@@ -193,10 +199,10 @@ class ModelProcess:
                 pass_fds=(theirs.fileno(), self._ring_fd),
                 env=kept_environment() | ENVIRONMENT,
             )
-        except OSError as error:
+        except OSError:
             ours.close()
             os.close(words)
-            raise ModelError(f"the model's process cannot be started: {error}") from error
+            raise
         finally:
             theirs.close()
             os.close(stderr)
@@ -230,7 +236,8 @@ class ModelProcess:
         reason = self._fault or describe_exit(self._code, self._last_words)
         self._ended.set_result(reason)
         if not self._ready.done():
-            self._ready.set_exception(Died(reason))
+            killed = self._code == -signal.SIGKILL and not self._fault
+            self._ready.set_exception(Killed(reason) if killed else Died(reason))
         for answer in self._pending.values():
             if not answer.done():
                 answer.set_exception(Died(reason))

@@ -23,6 +23,7 @@ from appliance.errors import ApplianceError, ConfigError, DeviceError, HandlerEr
 from appliance.inference.delegate import Opened, open_model, read_contents
 from appliance.inference.lockdown import lock_down
 from appliance.inference.messages import (
+    DEVICE,
     LOADING,
     Failed,
     GetPixels,
@@ -36,14 +37,13 @@ from appliance.inference.messages import (
 from appliance.inference.model import ModelSpec
 from appliance.inference.preprocessing import Array, PictureInput, pixels, warm_up
 from appliance.inference.runtime import Model, Runtime, array_of
-from appliance.ipc.child import die_with_parent
+from appliance.ipc.child import die_with_parent, spare_the_parent
 from appliance.ipc.packets import BlockingChannel
 from appliance.ipc.report import Lockdown
 from appliance.ipc.ring import FrameRef, RingReader
 
 CLOSE_SECONDS = 1.0
 """How long the inference under way may take to end when the zipper closes the socket."""
-OOM_SCORE = "500"
 CRASHED = 70
 """Exit status after an error that is a defect of ours."""
 NO_MODEL = "this process has no model"
@@ -52,7 +52,7 @@ FAULTS: dict[type[ApplianceError], str] = {
     PeerError: "frame",
     HandlerError: "request",
     ModelError: "model",
-    DeviceError: "model",
+    DeviceError: DEVICE,
     ConfigError: "model",
 }
 
@@ -165,8 +165,7 @@ def main(arguments: list[str]) -> int:
     """Load the model, say Ready, serve. The exit status is 1 where the model could not be loaded."""
     parent, socket_fd, ring_fd = map(int, arguments[:3])
     die_with_parent(parent)
-    with contextlib.suppress(OSError):  # where memory runs out, this process goes before the zipper does
-        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    spare_the_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; when to end is the zipper's to say
         signal.signal(ignored, signal.SIG_IGN)
     threading.excepthook = _die
@@ -196,13 +195,16 @@ def main(arguments: list[str]) -> int:
 
 def _open(spec: ModelSpec | None) -> tuple[Lockdown, Opened | None]:
     """Read and import everything, lock the process down, and only then look at what the model's file holds."""
-    warm_up()
-    if spec is None:
-        return lock_down(0, ""), None
-    runtime = Runtime(spec.runtime)
-    contents = read_contents(spec)
-    runtime.warm_up()
-    lockdown = lock_down(contents.size, spec.delegate)
+    try:
+        warm_up()
+        if spec is None:
+            return lock_down(0, ""), None
+        runtime = Runtime(spec.runtime)
+        contents = read_contents(spec)
+        runtime.warm_up()
+        lockdown = lock_down(contents.size, spec.delegate)
+    except MemoryError as error:
+        raise DeviceError("there is no memory left for a model's process") from error
     return lockdown, open_model(spec, runtime, contents)
 
 

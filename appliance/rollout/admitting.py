@@ -1,11 +1,12 @@
 """A deployed version as a handler that can run: read from its directory, and judged before it is kept."""
 
+import errno
 from pathlib import Path
 from typing import Protocol
 
 from appliance.config import HandlerConfig, InferenceConfig
 from appliance.deploy.record import Slot
-from appliance.errors import HandlerError
+from appliance.errors import DeviceError, HandlerError, ModelError
 from appliance.inference.messages import Ready
 from appliance.inference.model import ModelSpec
 from appliance.manifest import load_manifest
@@ -13,6 +14,9 @@ from appliance.sandbox.admission.admit import RefusedError
 from appliance.sandbox.admission.verdict import Order
 from appliance.sandbox.host import MAX_JUDGINGS, RESTORED_ABIS, Admits
 from appliance.sandbox.spec import HandlerSpec, load_handler
+
+_OUR_ERRNOS = frozenset({errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""Of files that cannot be read just now, whoever made them."""
 
 
 class Models(Protocol):
@@ -26,8 +30,18 @@ class Models(Protocol):
 def load_slot(directory: Path, name: str, slot: Slot, inference: InferenceConfig) -> HandlerSpec:
     """The handler in a directory of a bundle's files, with the operator's changes. Blocking.
 
-    HandlerError where the manifest is not of the bundle it came with, and what ``load_handler`` raises.
+    HandlerError where the manifest is not of the bundle it came with, DeviceError where this device cannot read what is
+    there, and what ``load_handler`` raises.
     """
+    try:
+        return _load(directory, name, slot, inference)
+    except (HandlerError, ModelError) as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OUR_ERRNOS:
+            raise DeviceError(str(error)) from error
+        raise
+
+
+def _load(directory: Path, name: str, slot: Slot, inference: InferenceConfig) -> HandlerSpec:
     manifest = load_manifest(directory)
     if (manifest.name, manifest.version) != (name, slot.version):
         raise HandlerError(

@@ -75,7 +75,11 @@ class Stores(Slots, Protocol):
     """:class:`appliance.deploy.store.Store`; blocking."""
 
     def collect(
-        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Collection[str] = ()
+        self,
+        used: Collection[tuple[str, str]],
+        wanted: Collection[str] = (),
+        documents: Collection[str] = (),
+        unknown: Collection[str] = (),
     ) -> None: ...
     def records(self) -> list[str]: ...
 

@@ -51,6 +51,8 @@ class Rollout:
     ) -> None:
         self.name = name
         self.record = Record(handler=name)
+        self.known = False
+        """The record was read, or there is none."""
         self._parts = parts
         self._wall_ns = wall_ns
         self._clock = clock
@@ -114,30 +116,49 @@ class Rollout:
     # --- life ------------------------------------------------------------------------------------------------
 
     async def boot(self) -> None:
-        """Read the record and start what it says; nothing where there is none."""
+        """Read the record and start what it says; nothing where there is none.
+
+        One that cannot be read is read later, by :meth:`run`, and nothing takes its place before.
+        """
         try:
             data = await in_thread(self._parts.store.read_record, self.name)
         except DeviceError as error:
-            log.warning("event=record_not_read handler=%s error=%s", self.name, error)
+            self._is_unknown(str(error))
             return
-        if data is None:
-            return
+        self.known = True
         try:
-            self.record = decode_record(data, self.name)
+            self.record = Record(handler=self.name) if data is None else decode_record(data, self.name)
         except DeviceError as error:
             log.warning("event=record_damaged handler=%s action=begun_anew error=%s", self.name, error)
+            self.record = Record(handler=self.name)
             await self._save(self.record, patiently=False)
-        self._happens(ev.Booted())
+        if data is not None or self._said is not None:
+            self._happens(ev.Booted())
         await self._catch_up()
+
+    def _is_unknown(self, error: str) -> None:
+        log.warning("event=record_not_read handler=%s error=%s", self.name, error)
+        reason = one_line(f"the record of the deployment cannot be read: {error}")
+        since = self.record.since_ns or self._wall_ns()
+        self.record = Record(handler=self.name, state="waiting", reason=reason, since_ns=since)
+        self._say()
 
     async def run(self) -> None:
         """Until it is cancelled. What is in service then is left so."""
+        await self._until_known()
         async with asyncio.TaskGroup() as self._group:
             while True:
                 self._look()
                 self._wake.clear()
                 await self._catch_up()
                 await self._nap()
+
+    async def _until_known(self) -> None:
+        waits = _retries()
+        while not self.known:
+            await asyncio.sleep(waits.failed(self._clock()))
+            await self.boot()
+            self._parts.collect()  # what waited for it
 
     def _look(self) -> None:
         if self._retry_at is not None and self._clock() >= self._retry_at:
@@ -146,10 +167,10 @@ class Rollout:
 
     async def _catch_up(self) -> None:
         """Everything that has happened, the newest order first: it may make the rest of no account."""
-        while self._ordered or self._happened:
-            if self._ordered and self._order is not None:
+        while self._due or self._happened:
+            if order := self._due:
                 self._ordered, self._bundle = False, self._bundle_ordered
-                await self._take(self._order)
+                await self._take(order)
                 continue
             event, work = self._happened.popleft()
             if work is None or work is self._work:
@@ -167,6 +188,11 @@ class Rollout:
             async with asyncio.timeout(max(0.0, min(times)) if times else None):
                 await self._wake.wait()
         self._idle = False
+
+    @property
+    def _due(self) -> Order | None:
+        """An order waits for the start to be over: what the record says comes before it."""
+        return self._order if self._ordered and self._group is not None else None
 
     def _happens(self, event: ev.Event, work: asyncio.Task[None] | None = None) -> None:
         self._happened.append((event, work))

@@ -8,7 +8,7 @@ from appliance.backoff import Backoff
 from appliance.config import FleetConfig
 from appliance.deploy import events as ev
 from appliance.deploy.record import Record, Slot
-from appliance.deploy.watch import Failed, Pace, Passed, Sample, judge_canary, judge_service, since
+from appliance.deploy.watch import Failed, Pace, Passed, Prevented, Sample, judge_canary, judge_service, since
 from appliance.errors import ApplianceError, ConfigError, DeviceError, PeerError
 from appliance.rollout.parts import Parts
 from appliance.sandbox.spec import HandlerSpec
@@ -60,6 +60,8 @@ class Running:
             spec = await self._load(slot)
             if spec is None:
                 return
+            if self._served is None and self._name in self._parts.serving.live:
+                raise DeviceError(f"this device runs a {self._name} that is not the fleet's")
             await self.end_trying()  # an operator may have the handler restarted, by a shadow, too
             await self._parts.serving.shadow(spec)
         except ApplianceError as error:
@@ -107,8 +109,8 @@ class Running:
         return True
 
     async def stop(self) -> None:
-        self._served = self.serve_at = None
-        if self._name in self._parts.serving.live:
+        served, self._served, self.serve_at = self._served, None, None
+        if served is not None and self._name in self._parts.serving.live:
             await self._parts.serving.stop(self._name)
 
     async def _load(self, slot: Slot) -> HandlerSpec | None:
@@ -158,6 +160,8 @@ class Running:
             self._happens(ev.Passed())
         elif isinstance(verdict, Failed):
             self._happens(ev.Refused(verdict.reason))
+        elif isinstance(verdict, Prevented):
+            self._happens(ev.Hindered(verdict.reason))
 
     def _since_up(self, canary: Sample, now: float) -> tuple[float, Pace | None]:
         """Frames that come while it starts do not count, nor does the time. No pace where nothing is in service."""

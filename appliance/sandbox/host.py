@@ -256,10 +256,10 @@ class HandlerHost:
         try:
             setup, rules = await self._prepare()
             self._worker = await self._zygote.spawn()
+        except DeviceError as error:  # some errors of models are
+            return self._failed(Ending("device", str(error)), None)
         except ModelError as error:
             return self._failed(Ending("model", str(error)), None)
-        except DeviceError as error:
-            return self._failed(Ending("crash", str(error)), None)
         except RefusedError as error:
             self._undecided += not error.judged
             final = error.judged or self._undecided >= MAX_JUDGINGS

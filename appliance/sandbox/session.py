@@ -52,6 +52,7 @@ Fault = (
         "protocol",  # its process said what no honest worker says
         "refused",  # admission does not let its module run
         "model",  # a model it needs cannot be loaded
+        "device",  # there is no process, or no memory, for it on this device
         "unavailable",  # it failed for good, or so often that the next try is a while away
         "stopped",  # it is being shut down
     ]

@@ -78,11 +78,15 @@ class MemoryStore:
         return Path("/slots", name, digest) if (name, digest) in self.slots else None
 
     def collect(
-        self, used: Collection[tuple[str, str]], wanted: Collection[str] = (), documents: Collection[str] = ()
+        self,
+        used: Collection[tuple[str, str]],
+        wanted: Collection[str] = (),
+        documents: Collection[str] = (),
+        unknown: Collection[str] = (),
     ) -> None:
         self._call("collect")
         self.collected.append((set(used), set(wanted)))
-        self.slots &= set(used)
+        self.slots = {slot for slot in self.slots if slot in used or slot[0] in unknown}
 
     def read_record(self, name: str) -> bytes | None:
         self._call("read_record")

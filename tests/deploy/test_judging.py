@@ -13,6 +13,7 @@ from appliance.deploy.watch import (
     Failed,
     Pace,
     Passed,
+    Prevented,
     Sample,
     judge_canary,
     judge_service,
@@ -23,7 +24,7 @@ FRAMES, SECONDS = 30, 60.0
 NOTHING = Sample(state="running", handled=0, faults=0, deadlines=0, in_a_row=0, offered=0, dropped=0, reason="")
 
 
-def canary(elapsed: float = 1.0, live: Sample | None = None, **seen: object) -> Passed | Failed | None:
+def canary(elapsed: float = 1.0, live: Sample | None = None, **seen: object) -> Passed | Failed | Prevented | None:
     sample = replace(NOTHING, **seen)
     return judge_canary(sample, elapsed, FRAMES, SECONDS, pace=Pace(sample, live, PACE_SECONDS) if live else None)
 
@@ -56,6 +57,15 @@ def test_one_that_no_worker_runs_for_fails_at_once(state: str) -> None:
 def test_one_that_does_not_come_up_is_waited_for_and_then_fails(state: str) -> None:
     assert canary(START_SECONDS - 1, state=state) is None
     assert isinstance(canary(START_SECONDS, state=state), Failed)
+
+
+def test_one_that_the_device_does_not_let_come_up_has_not_failed() -> None:
+    seen = {"state": "backoff", "hindered": True, "reason": "device: cannot fork"}
+    assert canary(START_SECONDS - 1, **seen) is None
+    assert canary(START_SECONDS, **seen) == Prevented(
+        "its worker is not running after 120 s: backoff; the last: device: cannot fork"
+    )
+    assert isinstance(canary(START_SECONDS, **seen, faults=MAX_FAULTS), Failed)
 
 
 def test_one_that_returns_an_error_for_every_frame_fails_in_the_end() -> None:

@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from store_scenes import Scene, detector
@@ -335,6 +336,20 @@ def test_records_are_written_read_listed_and_removed(scene: Scene) -> None:
     scene.store.remove_record("detector")
     scene.store.remove_record("detector")
     assert scene.store.records() == ["acme-counter"]
+
+
+def test_records_that_cannot_be_read_are_not_taken_for_none(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.store.write_record("detector", b"1")
+
+    def refuse(*_args: object, **_options: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for way in ("os.scandir", "os.listdir", "io.open"):
+        monkeypatch.setattr(way, refuse)
+    with pytest.raises(DeviceError, match="records cannot be read: Permission denied"):
+        scene.store.records()
+    with pytest.raises(DeviceError, match=r"detector\.json: Permission denied; who removes it"):
+        scene.store.read_record("detector")
 
 
 def test_what_a_power_cut_left_of_a_record_goes_at_the_next_start(scene: Scene) -> None:

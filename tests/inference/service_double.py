@@ -23,6 +23,8 @@ def misbehave(behaviour: str, channel: BlockingChannel[ToModel], sock: socket.so
         "has 9 dimensions": lambda: channel.send(Ready(RUN, [TensorInfo("", "uint8", (1,) * 9, 1, 0.0, 0)], [BYTES])),
         "shows its environment": lambda: sys.exit(" ".join(sorted(os.environ))),
         "silent": lambda: time.sleep(3600),
+        "says that the device cannot": lambda: channel.send(Failed(0, "device", "no such runtime")),
+        "is killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
         "says why not": lambda: channel.send(Failed(0, "model", "no such thing")),
         "garbage": lambda: sock.send(b"\x00garbage"),
         "exits": lambda: sys.exit("out of memory at 0x0"),

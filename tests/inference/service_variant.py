@@ -68,7 +68,23 @@ def has_a_defect() -> None:
     service.open_model = open_model
 
 
-VARIANTS = (strict, ordinary_user, without_libseccomp, without_limits, with_a_thread, aborts, has_a_defect)
+def has_no_memory() -> None:
+    def read_contents(_: object) -> NoReturn:
+        raise MemoryError
+
+    service.read_contents = read_contents
+
+
+VARIANTS = (
+    strict,
+    ordinary_user,
+    without_libseccomp,
+    without_limits,
+    with_a_thread,
+    aborts,
+    has_a_defect,
+    has_no_memory,
+)
 
 if __name__ == "__main__":
     {variant.__name__: variant for variant in VARIANTS}[sys.argv[1]]()

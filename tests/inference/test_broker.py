@@ -522,6 +522,33 @@ async def test_a_runtime_that_is_not_installed_is_said_to_be(broker: Broker, ech
         await broker.ready(replace(echo, runtime="onnx"))
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "reason"), [("says that the device cannot", "no such runtime"), ("is killed", "ended by SIGKILL")]
+)
+async def test_a_device_that_cannot_load_a_model_says_that_it_is_not_the_models_fault(
+    ring: RingWriter, echo: ModelSpec, behaviour: str, reason: str
+) -> None:
+    async with asyncio.timeout(60), Broker(ring.fd, command=(*DOUBLE, behaviour)) as broker:
+        with pytest.raises(UnavailableError, match=reason):
+            await broker.ready(echo)
+
+
+async def test_a_device_that_can_start_no_process_says_so(ring: RingWriter, echo: ModelSpec) -> None:
+    async with asyncio.timeout(60), Broker(ring.fd, command=("/nowhere/to/be/found",)) as broker:
+        with pytest.raises(UnavailableError, match="no process can be started"):
+            await broker.ready(echo)
+
+
+@pytest.mark.parametrize("behaviour", ["exits", "aborts", "garbage"])
+async def test_what_ends_while_it_loads_a_model_may_be_the_models_fault(
+    ring: RingWriter, echo: ModelSpec, behaviour: str
+) -> None:
+    async with asyncio.timeout(60), Broker(ring.fd, command=(*DOUBLE, behaviour)) as broker:
+        with pytest.raises(ModelError, match="died while loading") as failure:
+            await broker.ready(echo)
+    assert not isinstance(failure.value, UnavailableError)
+
+
 async def test_requests_are_bounded(broker: Broker, ring: RingWriter, echo: ModelSpec) -> None:
     await broker.ready(echo)
     os.kill(pid_of(broker), signal.SIGSTOP)

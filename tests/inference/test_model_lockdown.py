@@ -23,7 +23,7 @@ from appliance.health import model_document
 from appliance.inference import lockdown as profiles
 from appliance.inference.broker import Broker
 from appliance.inference.messages import Crop, View
-from appliance.inference.model import ModelSpec, digest_of
+from appliance.inference.model import ModelSpec, UnavailableError, digest_of
 from appliance.inference.runtime import Runtime
 from appliance.ipc.calls import Calls
 from appliance.ipc.lockdown import NOBODY
@@ -305,6 +305,12 @@ async def test_decoding_looks_for_no_file(ring: RingWriter, who: str) -> None:
 async def test_how_a_process_ends_is_told_as_before(ring: RingWriter, save: Save, name: str, how: str) -> None:
     async with Broker(ring.fd, command=variant(name)) as broker:
         with pytest.raises(ModelError, match=how):
+            await broker.ready(save(tiny_models.echo()))
+
+
+async def test_no_memory_before_the_model_is_looked_at_is_not_its_fault(ring: RingWriter, save: Save) -> None:
+    async with Broker(ring.fd, command=variant("has_no_memory")) as broker:
+        with pytest.raises(UnavailableError, match="no memory left"):
             await broker.ready(save(tiny_models.echo()))
 
 

@@ -1,4 +1,7 @@
 import asyncio
+import errno
+import os
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,25 @@ def test_a_setting_that_it_does_not_have_is_the_operators_error(directory: Path)
     slot = Slot(version="1.2.3", digest="0" * 64, settings={"volum": "11"})
     with pytest.raises(ConfigError, match="no setting 'volum'"):
         load_slot(directory, "parts", slot, InferenceConfig())
+
+
+@pytest.mark.parametrize("name", ["handler.toml", "handler.wasm", "n.tflite"])
+def test_a_file_that_this_device_cannot_read_is_not_the_bundles_fault(
+    directory: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path) -> BufferedReader:
+        if path.name == name:
+            raise OSError(code, os.strerror(code))
+        return path.open("rb")
+
+    for module in ("manifest", "sandbox.spec", "inference.model"):
+        monkeypatch.setattr(f"appliance.{module}.open_plain", failing)
+    code = errno.EIO
+    with pytest.raises(DeviceError, match=name):
+        load_slot(directory, "parts", SLOT, InferenceConfig())
+    code = errno.ENOENT  # the bundle does not have it
+    with pytest.raises((HandlerError, ModelError), match=name):
+        load_slot(directory, "parts", SLOT, InferenceConfig())
 
 
 async def test_module_and_models_are_tried(directory: Path) -> None:

@@ -2,10 +2,11 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
-from rollout_doubles import BAD, FLEET, FULL, GOOD, QUIET, Box, bundle_of, deploy, slot, until, want
+from rollout_doubles import BAD, FLEET, FULL, GOOD, QUIET, Box, bundle_of, deploy, slot, spec_of, until, want
 
 from appliance.config import FleetConfig
 from appliance.deploy import watch
@@ -193,6 +194,33 @@ async def test_a_canary_that_fails_is_refused_and_what_runs_goes_on(box: Box) ->
         await until(lambda: not rollout._ordered)
         assert box.last.state == "refused"
         assert box.serving.done[-1] == ("unshadow", "1.1.0")
+
+
+async def test_a_canary_that_the_device_does_not_let_begin_is_tried_again(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "START_SECONDS", 0.0)
+    async with box.rollout() as rollout:
+        await deploy(rollout, box, "1.0.0")
+        box.serving.samples["1.1.0"] = replace(QUIET, state="backoff", hindered=True, reason="device: cannot fork")
+        want(rollout, "1.1.0")
+        await until(lambda: box.serving.done.count(("shadow", "1.1.0")) >= 2)
+        assert rollout.record.bad == ()
+        assert "device: cannot fork" in next(report.reason for report in box.reports if report and report.reason)
+        box.serving.samples["1.1.0"] = GOOD
+        await until(lambda: rollout.record.active == slot("1.1.0"))
+
+
+async def test_nothing_is_tried_beside_a_handler_that_is_not_of_the_fleet(box: Box) -> None:
+    async with box.rollout() as rollout:
+        await box.serving.start(spec_of(Path(), "parts", slot("9.0.0")))
+        box.serving.samples["1.0.0"] = GOOD
+        want(rollout, "1.0.0")
+        await until(lambda: rollout.record.state == "waiting")
+        assert "this device runs a parts that is not" in rollout.record.reason
+        rollout.order(Unwanted())
+        await until(lambda: rollout.record.state == "gone" and box.reports[-1] is None)
+        assert box.serving.done == [("start", "9.0.0")]
 
 
 async def test_a_canary_that_is_much_slower_is_refused(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,8 +607,9 @@ async def test_a_canary_takes_the_place_of_a_restart_that_is_under_way(box: Box)
     async with box.rollout() as rollout:
         await deploy(rollout, box, "1.0.0")
         box.downloads.gate.clear()
+        asked = len(box.downloads.asked)
         want(rollout, "1.1.0")
-        await until(lambda: rollout.record.state == "fetching")
+        await until(lambda: len(box.downloads.asked) > asked)  # what was under way before has been given up by then
         await box.serving.shadow(box.serving.live["parts"])
         box.downloads.gate.set()
         await until(lambda: rollout.record.state == "canary")

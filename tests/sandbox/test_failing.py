@@ -235,7 +235,7 @@ async def test_a_device_that_cannot_start_workers_is_not_the_handlers_fault(monk
     monkeypatch.setattr(FakeZygote, "spawn", refuse)
     with few_strikes(2):
         async with hostile() as (handler, _):
-            await until(lambda: handler.host.status.faults.get("crash", 0) > 9)
+            await until(lambda: handler.host.status.faults.get("device", 0) > 9)
             assert handler.host.status.state != "quarantined"
 
 

@@ -65,7 +65,7 @@ class Admission:
         self._storing = asyncio.Lock()
 
     async def admit(self, order: Order) -> Admitted:
-        """RefusedError where the module may not run; DeviceError where no process can be started to tell."""
+        """RefusedError where the module may not run; DeviceError where there is no process, or no memory, to tell."""
         key = await asyncio.to_thread(key_of, order)
         verdict = await asyncio.to_thread(self._cache.load, key)
         if verdict is None:
@@ -140,6 +140,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _verdict(said: bytes, status: int) -> Verdict:
     if len(said) > MAX_VERDICT_BYTES:
         raise _FailedError("crashed", f"the process that judged it said more than {MAX_VERDICT_BYTES} bytes")
+    if status == -signal.SIGKILL:  # neither by us nor, locked down as it is, by itself
+        raise DeviceError("the process that judges the module was killed, as Linux does where memory runs out")
     if status < 0:
         with contextlib.suppress(ValueError):
             name = signal.Signals(-status).name

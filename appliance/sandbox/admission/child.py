@@ -11,7 +11,7 @@ import sys
 import msgspec
 
 from appliance.ipc.calls import Calls, Rule, prepare
-from appliance.ipc.child import die_with_parent
+from appliance.ipc.child import die_with_parent, spare_the_parent
 from appliance.manifest import EngineName
 from appliance.sandbox import lockdown
 from appliance.sandbox.admission.judge import engine_for, judge
@@ -31,6 +31,7 @@ CALLS: dict[EngineName, Calls] = {
 
 def main() -> None:
     die_with_parent(os.getppid())
+    spare_the_parent()
     order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)  # the parent's words; the module is bytes yet
     allowed = CALLS[order.engine]
     prepare(allowed)

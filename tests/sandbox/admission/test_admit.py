@@ -109,7 +109,6 @@ async def test_a_disk_that_fails_is_said_and_no_fault_of_the_module(
     ("code", "rule", "message"),
     [
         ("os.abort()", "crashed", "was ended by SIGABRT"),
-        ("os.kill(os.getpid(), 9)", "crashed", "was ended by SIGKILL"),
         ("os.kill(os.getpid(), 35)", "crashed", "ended with status -35"),
         ("sys.exit(3)", "crashed", "ended with status 3"),
         ("", "crashed", "gave no verdict"),
@@ -138,6 +137,27 @@ async def test_what_a_child_says_is_bounded_while_it_is_read(tmp_path: Path, mon
     assert (error.rule, "more than 1048576 bytes" in str(error)) == ("crashed", True)
 
 
+async def test_a_child_that_somebody_else_kills_is_the_devices_fault(tmp_path: Path) -> None:
+    """As the kernel does where memory runs out."""
+    with pytest.raises(DeviceError, match="was killed, as Linux does where memory runs out") as failure:
+        await Admission(tmp_path, child=saying("os.kill(os.getpid(), 9)")).admit(ORDER)
+    assert not isinstance(failure.value, RefusedError)
+    assert files_in(tmp_path) == []
+
+
+async def test_the_system_is_told_to_spare_the_zipper() -> None:
+    child = await asyncio.create_subprocess_exec(*CHILD, stdin=asyncio.subprocess.PIPE)  # it waits for its order
+    try:
+        await until(lambda: oom_score(child.pid) > oom_score(os.getpid()))
+    finally:
+        child.kill()
+        await child.wait()
+
+
+def oom_score(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
 async def test_a_program_that_is_missing_is_the_devices_fault(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="no process can be started"):
         await Admission(tmp_path, child=("/nowhere/to/be/found",)).admit(ORDER)
@@ -151,7 +171,7 @@ async def test_so_many_children_at_a_time(tmp_path: Path) -> None:
         for left in range(len(orders), 0, -1):
             await until(lambda left=left: len(children()) == min(left, MAX_CHILDREN))
             first, *_ = children()
-            os.kill(first, signal.SIGKILL)
+            os.kill(first, signal.SIGABRT)
             await until(lambda first=first: first not in children())
         assert {error.rule for error in await asyncio.gather(*tasks)} == {"crashed"}
 
