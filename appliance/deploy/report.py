@@ -102,5 +102,5 @@ def _decode(data: bytes, kind: type[Report]) -> Report:
         raise PeerError(f"a report of {len(data)} bytes is over the limit of {MAX_REPORT_BYTES}")
     try:
         return msgspec.json.decode(data, type=kind, strict=True)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"not a report: {error}") from error
