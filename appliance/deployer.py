@@ -408,14 +408,19 @@ class Deployer:
 
     async def _forget_gone(self) -> None:
         """Names come and go for as long as a device lives: of those that went, no more than MAX_GONE are kept."""
-        over = [rollout for name, rollout in self._rollouts.items() if rollout.over and name not in self._wanted]
+        over = [rollout for rollout in self._rollouts.values() if self._is_gone(rollout)]
         for rollout in sorted(over, key=lambda each: each.record.since_ns, reverse=True)[MAX_GONE:]:
+            if not self._is_gone(rollout):
+                continue  # it has come back while another was forgotten
             del self._rollouts[rollout.name]
             self._running.pop(rollout.name).cancel()
             try:
                 await in_thread(self._store.remove_record, rollout.name)
             except DeviceError as error:
                 log.warning("event=record_not_removed handler=%s error=%s", rollout.name, error)
+
+    def _is_gone(self, rollout: Rollout) -> bool:
+        return rollout.over and rollout.name not in self._wanted
 
     async def _keep_reporting(self) -> None:
         while True:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from fleet_double import START, Fleet, digest_of, messages
 from memory_broker import MemoryBroker
-from rollout_doubles import BAD, GOOD, PaperServing, spec_of, until
+from rollout_doubles import BAD, GOOD, PATIENCE, PaperServing, spec_of, until
 
 from appliance import deployer as module
 from appliance.config import FleetConfig
@@ -709,6 +709,40 @@ async def test_no_more_than_so_many_quarantines_of_removed_handlers_are_kept(
             await until(lambda: not deployer._garbage.is_set())
         await until(lambda: device.store.records() == ["h3", "h4"])
         assert sorted(deployer._rollouts) == ["h3", "h4"]
+
+
+async def test_one_that_comes_back_while_others_are_forgotten_is_deployed(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, begun, let = device.store.remove_record, threading.Event(), threading.Event()
+    removed: list[str] = []
+
+    def slow(name: str) -> None:
+        begun.set()
+        let.wait(PATIENCE)
+        remove(name)
+        removed.append(name)
+
+    async with device.deployer() as deployer:
+        device.serving.samples["0.1.0"] = BAD
+        deploy(device, "a", "b", version="0.1.0")
+        await until(lambda: {device.said_of(name).state for name in "ab"} == {"refused"})
+        deploy(device)
+        await until(lambda: all(device.of_handlers[name][-1] is None for name in "ab"))
+        await until(lambda: all(each.over for each in deployer._rollouts.values()))
+        monkeypatch.setattr(module, "MAX_GONE", 0)
+        monkeypatch.setattr(device.store, "remove_record", slow)
+        deployer._collect_soon()
+        await until(begun.is_set)
+        left = next(iter(deployer._rollouts))
+        deploy(device, left)
+        await until(lambda: device.running == {left: "1.0.0"})
+        assert len(removed) == 0
+        let.set()
+        await until(lambda: len(removed) == 1 and not deployer._garbage.is_set())
+        assert list(deployer._rollouts) == [left]
+        await until(lambda: device.said_of(left).state == "active")
+        assert device.store.records() == [left]
 
 
 async def test_what_is_fetched_while_the_disk_is_tidied_stays(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
