@@ -120,7 +120,9 @@ class Deployer:
         self._ordered: Mapping[str, int] | None = None
         """Versions of the metadata by which everything has been ordered."""
         self._files: set[str] = set()
-        """Digests of desired states and indexes that are in use."""
+        """Digests of desired states and indexes that are in use …"""
+        self._files_before: frozenset[str] = frozenset()
+        """… and those of the last order that was carried out whole."""
         self._cleaning = asyncio.Lock()
         self._patient_until = clock() + SILENCE_SECONDS
         self._account = Account(fleet, report, wall)
@@ -312,6 +314,7 @@ class Deployer:
         """Until every rollout has its order, or there is newer metadata."""
         waits = Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)
         self._ordered = None
+        self._files = set(self._files_before)  # what an order needed that came to nothing, this one need not
         self._again.clear()
         while not await self._order_all(verified):
             with contextlib.suppress(TimeoutError):
@@ -341,7 +344,7 @@ class Deployer:
                 if name not in self._taken
             ]
         if done := all(task.result() for task in ours):
-            self._files = files
+            self._files, self._files_before = files, frozenset(files)
         return done
 
     async def _desired(self, verified: Verifies, path: str, files: set[str]) -> Desired | None:

@@ -521,6 +521,21 @@ async def test_files_that_are_not_there_hold_up_no_other_handler(device: Device,
         await until(lambda: len(device.running) == 2)
 
 
+async def test_documents_of_orders_that_were_never_carried_out_do_not_pile_up(device: Device) -> None:
+    lost = device.fleet.bundle("lost")
+    del device.fleet.files[lost.digest]  # for good: no order is carried out whole
+    documents = []
+    async with device.deployer():
+        for number in range(4):
+            version = f"1.{number}.0"
+            wanted = {"lost": lost, "detector": device.fleet.bundle("detector", version, {"m.bin": version.encode()})}
+            documents.append(device.fleet.deploy("box", wanted))
+            device.publish()
+            await until(lambda version=version: device.running == {"detector": version})  # type: ignore[misc]
+        await until(lambda: not any(device.store.has(each) for each in documents[:-1]))
+        assert device.store.has(documents[-1])
+
+
 async def test_a_damaged_file_is_not_taken(device: Device) -> None:
     deploy(device, "detector")
     topic = TOPICS.chunk(digest_of(b"detector 1.0.0"), 0)
