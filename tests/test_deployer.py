@@ -370,6 +370,21 @@ async def test_a_forgery_does_not_hide_that_the_metadata_has_expired(device: Dev
         await until(lambda: device.said.state == "stale")
 
 
+async def test_a_forgery_does_not_hide_what_expires_before_the_timestamp(device: Device) -> None:
+    device.fleet.days = 1
+    deploy(device, "detector")
+    device.fleet.days = 30
+    device.fleet.publish_timestamp(raise_version=True)
+    device.broker.publish(messages(device.fleet, TOPICS))
+    async with device.deployer():
+        await until(lambda: device.running and device.said.state == "current")
+        assert device.said.expires.startswith("2027-01-02")
+        device.now = START + timedelta(days=2)
+        device.broker.publish({TOPICS.metadata("timestamp.json"): b"{}"})
+        await until(lambda: device.said.state in ("untrusted", "stale"))
+        assert device.said.state == "stale"
+
+
 async def test_metadata_that_is_not_all_there_is_waited_for(device: Device) -> None:
     deploy(device, "detector")
     late = {topic: device.broker.retained.pop(topic) for topic in list(device.broker.retained) if "targets" in topic}

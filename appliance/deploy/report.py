@@ -77,7 +77,7 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, int] = {}
     """Version in force, by role."""
     expires: str = ""
-    """RFC 3339, UTC: when the timestamp in force expires."""
+    """RFC 3339, UTC: when the first of what is in force expires, the timestamp as a rule."""
 
 
 Report = TypeVar("Report", HandlerReport, DeviceReport)
