@@ -120,7 +120,9 @@ class Deployer:
         self._ordered: Mapping[str, int] | None = None
         """Versions of the metadata by which everything has been ordered."""
         self._files: set[str] = set()
-        """Digests of desired states and indexes that are in use."""
+        """Digests of desired states and indexes that are in use …"""
+        self._files_before: frozenset[str] = frozenset()
+        """… and those of the last order that was carried out whole."""
         self._cleaning = asyncio.Lock()
         self._patient_until = clock() + SILENCE_SECONDS
         self._account = Account(fleet, report, wall)
@@ -312,6 +314,7 @@ class Deployer:
         """Until every rollout has its order, or there is newer metadata."""
         waits = Backoff(FIRST_RETRY, limit=LAST_RETRY, jitter=0.5)
         self._ordered = None
+        self._files = set(self._files_before)  # what an order needed that came to nothing, this one need not
         self._again.clear()
         while not await self._order_all(verified):
             with contextlib.suppress(TimeoutError):
@@ -343,7 +346,7 @@ class Deployer:
                 if name not in self._taken
             ]
         if done := all(task.result() for task in ours):
-            self._files = files
+            self._files, self._files_before = files, frozenset(files)
         return done
 
     async def _desired(self, verified: Verifies, path: str, files: set[str]) -> Desired | None:
@@ -411,14 +414,19 @@ class Deployer:
 
     async def _forget_gone(self) -> None:
         """Names come and go for as long as a device lives: of those that went, no more than MAX_GONE are kept."""
-        over = [rollout for name, rollout in self._rollouts.items() if rollout.over and name not in self._wanted]
+        over = [rollout for rollout in self._rollouts.values() if self._is_gone(rollout)]
         for rollout in sorted(over, key=lambda each: each.record.since_ns, reverse=True)[MAX_GONE:]:
+            if not self._is_gone(rollout):
+                continue  # it has come back while another was forgotten
             del self._rollouts[rollout.name]
             self._running.pop(rollout.name).cancel()
             try:
                 await in_thread(self._store.remove_record, rollout.name)
             except DeviceError as error:
                 log.warning("event=record_not_removed handler=%s error=%s", rollout.name, error)
+
+    def _is_gone(self, rollout: Rollout) -> bool:
+        return rollout.over and rollout.name not in self._wanted
 
     async def _keep_reporting(self) -> None:
         while True:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from appliance.sandbox.capsule import Crash, capsule_of
 from appliance.sandbox.evidence import Capsules, Quarantines
 from appliance.sandbox.failure import Failure
@@ -49,9 +51,10 @@ class FaultKeeper:
     async def quarantined(self, spec: HandlerSpec) -> Failure | None:
         """Why this version of a handler may not run; None where it may."""
         record = await asyncio.to_thread(self._quarantines.read, spec.name)
-        if record is None or not record.is_about(spec.version, await asyncio.to_thread(_digest, spec)):
+        if record is None:
             return None
-        return record.failure
+        about = record.is_about(spec.version, await asyncio.to_thread(_digest, spec), _changes(spec))
+        return record.failure if about else None
 
     def watch(self, handler: LocalHandler, *, recorded: bool = False) -> None:
         """:meth:`crashed` and :meth:`keep` are about this handler, too; ``recorded``: it is in quarantine already."""
@@ -124,9 +127,16 @@ class FaultKeeper:
         return True
 
     def _write_record(self, spec: HandlerSpec, failure: Failure) -> None:
-        self._quarantines.write(Quarantined(spec.name, spec.version, _digest(spec), failure))
+        self._quarantines.write(Quarantined(spec.name, spec.version, _digest(spec), failure, _changes(spec)))
 
 
 def _digest(spec: HandlerSpec) -> str:
     """SHA-256 of the module: a while for a large one."""
     return hashlib.sha256(spec.module).hexdigest()
+
+
+def _changes(spec: HandlerSpec) -> str:
+    """Stands for what an operator may change of a version: it may be what is wrong with it."""
+    models = [model.model.digest for model in spec.models]
+    changed = msgspec.json.encode((dict(spec.settings), spec.observes, models), order="sorted")
+    return hashlib.sha256(changed).hexdigest()

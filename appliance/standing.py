@@ -51,7 +51,7 @@ class Account:
             self.say()
 
     def verified(self, versions: Mapping[str, int], expires: datetime) -> None:
-        """Other metadata is in force, which is good until ``expires``."""
+        """Other metadata is in force, all of which is good until ``expires``."""
         self._versions, self._expires = versions, _rfc3339(expires.timestamp())
         self.say()
 

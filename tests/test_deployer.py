@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ import msgspec
 import pytest
 from fleet_double import START, Fleet, digest_of, messages
 from memory_broker import MemoryBroker
-from rollout_doubles import BAD, GOOD, PaperServing, spec_of, until
+from rollout_doubles import BAD, GOOD, PATIENCE, PaperServing, spec_of, until
 
 from appliance import deployer as module
 from appliance.config import FleetConfig
@@ -212,7 +213,9 @@ async def test_a_new_version_replaces_the_old_which_is_kept(device: Device) -> N
 
 
 def slots(device: Device) -> set[str]:
-    return {slot.name for slot in (device.path / "deploy" / "slots").glob("*/*")}
+    """A glob would fail where a directory goes meanwhile."""
+    walk = os.walk(device.path / "deploy" / "slots")
+    return {Path(directory).name for directory, _, files in walk if files}
 
 
 async def test_a_bad_version_is_not_what_runs_in_the_end(device: Device) -> None:
@@ -436,6 +439,21 @@ async def test_a_forgery_does_not_hide_that_the_metadata_has_expired(device: Dev
         await until(lambda: device.said.state == "stale")
 
 
+async def test_a_forgery_does_not_hide_what_expires_before_the_timestamp(device: Device) -> None:
+    device.fleet.days = 1
+    deploy(device, "detector")
+    device.fleet.days = 30
+    device.fleet.publish_timestamp(raise_version=True)
+    device.broker.publish(messages(device.fleet, TOPICS))
+    async with device.deployer():
+        await until(lambda: device.running and device.said.state == "current")
+        assert device.said.expires.startswith("2027-01-02")
+        device.now = START + timedelta(days=2)
+        device.broker.publish({TOPICS.metadata("timestamp.json"): b"{}"})
+        await until(lambda: device.said.state in ("untrusted", "stale"))
+        assert device.said.state == "stale"
+
+
 async def test_metadata_that_is_not_all_there_is_waited_for(device: Device) -> None:
     deploy(device, "detector")
     late = {topic: device.broker.retained.pop(topic) for topic in list(device.broker.retained) if "targets" in topic}
@@ -585,6 +603,21 @@ async def test_files_that_are_not_there_hold_up_no_other_handler(device: Device,
         assert device.said_of("counter").state == "waiting"
         device.broker.publish(late)
         await until(lambda: len(device.running) == 2)
+
+
+async def test_documents_of_orders_that_were_never_carried_out_do_not_pile_up(device: Device) -> None:
+    lost = device.fleet.bundle("lost")
+    del device.fleet.files[lost.digest]  # for good: no order is carried out whole
+    documents = []
+    async with device.deployer():
+        for number in range(4):
+            version = f"1.{number}.0"
+            wanted = {"lost": lost, "detector": device.fleet.bundle("detector", version, {"m.bin": version.encode()})}
+            documents.append(device.fleet.deploy("box", wanted))
+            device.publish()
+            await until(lambda version=version: device.running == {"detector": version})  # type: ignore[misc]
+        await until(lambda: not any(device.store.has(each) for each in documents[:-1]))
+        assert device.store.has(documents[-1])
 
 
 async def test_a_damaged_file_is_not_taken(device: Device) -> None:
@@ -797,6 +830,40 @@ async def test_no_more_than_so_many_quarantines_of_removed_handlers_are_kept(
             await until(lambda: not deployer._garbage.is_set())
         await until(lambda: device.store.records() == ["h3", "h4"])
         assert sorted(deployer._rollouts) == ["h3", "h4"]
+
+
+async def test_one_that_comes_back_while_others_are_forgotten_is_deployed(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, begun, let = device.store.remove_record, threading.Event(), threading.Event()
+    removed: list[str] = []
+
+    def slow(name: str) -> None:
+        begun.set()
+        let.wait(PATIENCE)
+        remove(name)
+        removed.append(name)
+
+    async with device.deployer() as deployer:
+        device.serving.samples["0.1.0"] = BAD
+        deploy(device, "a", "b", version="0.1.0")
+        await until(lambda: {device.said_of(name).state for name in "ab"} == {"refused"})
+        deploy(device)
+        await until(lambda: all(device.of_handlers[name][-1] is None for name in "ab"))
+        await until(lambda: all(each.over for each in deployer._rollouts.values()))
+        monkeypatch.setattr(module, "MAX_GONE", 0)
+        monkeypatch.setattr(device.store, "remove_record", slow)
+        deployer._collect_soon()
+        await until(begun.is_set)
+        left = next(iter(deployer._rollouts))
+        deploy(device, left)
+        await until(lambda: device.running == {left: "1.0.0"})
+        assert len(removed) == 0
+        let.set()
+        await until(lambda: len(removed) == 1 and not deployer._garbage.is_set())
+        assert list(deployer._rollouts) == [left]
+        await until(lambda: device.said_of(left).state == "active")
+        assert device.store.records() == [left]
 
 
 async def test_what_is_fetched_while_the_disk_is_tidied_stays(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

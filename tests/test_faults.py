@@ -76,7 +76,7 @@ async def test_a_quarantine_is_recorded_and_ends_when_the_record_is_removed(tmp_
             await running.keeper.keep()
             record = Quarantines(tmp_path / "quarantine").read("guest")
             assert record is not None
-            assert record.is_about("1.0.0", read_capsule(running.capsules()[0]).module)
+            assert record.is_about("1.0.0", read_capsule(running.capsules()[0]).module, record.changes)
             assert (record.failure.kind, record.failure.seq) == ("trap", 4)
             assert record.failure.capsule == running.capsules()[-1].name
             await running.keeper.keep()
@@ -112,8 +112,8 @@ async def test_a_quarantine_outlives_the_process(tmp_path: Path) -> None:
         await until(lambda: running.status.state == "running")
 
 
-@pytest.mark.parametrize("change", [{"version": "1.0.1"}, {"module": NOTHING}])
-async def test_another_version_runs(tmp_path: Path, change: dict) -> None:
+@pytest.mark.parametrize("change", [{"version": "1.0.1"}, {"module": NOTHING}, {"settings": {"threshold": "0.9"}}])
+async def test_another_version_runs_and_so_do_other_settings(tmp_path: Path, change: dict) -> None:
     await quarantined(tmp_path)
     async with box(tmp_path, replace(failing(), **change)) as running:
         await running.see(b"")

@@ -81,7 +81,8 @@ forget    gone                   | Collect Forget
 """Stages a rule may lead to, and the most that it does there, in that order, after ``Save``."""
 
 TRIAL_BOOTS = 3
-"""The device starts so often while a version is on trial: it is taken for the cause. Twice can be the power."""
+"""The device starts so often while a version is on trial, or is admitted or tried before that: it is taken for the
+cause. Twice can be the power."""
 RESTARTED = "the device was restarted; waiting for the fleet's metadata"
 
 
@@ -95,6 +96,8 @@ def step(record: Record, event: Event, now_ns: int) -> Outcome:
     if name == IGNORED:
         return record, ()
     after, actions = RULES[name](record, event, now_ns)
+    if after.starts and after.candidate != record.candidate:
+        after = replace(after, starts=0)
     return after, ((Save(), *actions) if after != record else actions)
 
 
@@ -193,9 +196,17 @@ def _trust(record: Record, _event: TrialOver, _now: int) -> Outcome:
 
 
 def _resume(record: Record, _event: Booted, now: int) -> Outcome:
-    """Start what is active, then go on. The third start of a trial brings the previous version back before that."""
+    """Start what is active, then go on. Before that, the third start refuses what was admitted or tried, and otherwise
+    ends a trial: the previous version is back."""
     after = record
-    if record.trial:
+    if record.state in ("admitting", "canary"):  # the newest is blamed first
+        after = replace(record, starts=record.starts + 1)
+        if after.starts >= TRIAL_BOOTS:
+            slot = _candidate(record)
+            reason = f"the device started {after.starts} times while {slot.version} was admitted or tried"
+            after = _quarantined(after, slot, "refused", reason)
+            after = _enter(after, "refused", reason, now, candidate=None)
+    elif record.trial:
         boots = record.trial.boots + 1
         after = replace(record, trial=replace(record.trial, boots=boots))
         if boots >= TRIAL_BOOTS and record.previous:

@@ -11,8 +11,8 @@ from appliance.deploy.fleet_topics import MAX_METADATA_BYTES
 
 log = logging.getLogger(__name__)
 
-MAX_METADATA_FILES = 512
-"""Roots, and the last few versions of each role."""
+MAX_METADATA_FILES = 2048
+"""All roots that a box follows (``trust.MAX_ROOT_ROTATIONS``), and the last few versions of each role."""
 MAX_CACHED_BYTES = 8 << 20
 """Of all files and their names together."""
 

@@ -20,7 +20,7 @@ from appliance.text import printable
 MAX_BAD = 16
 """Bundles in quarantine for each handler; then the oldest are forgotten."""
 MAX_BOOTS = 1 << 31
-"""Nobody starts a box so often while a version is on trial."""
+"""Nobody starts a box so often while a version is tried."""
 MAX_RECORD_BYTES = 256 << 10
 """Three slots with as many settings as a desired state may have, and MAX_BAD reasons."""
 
@@ -91,6 +91,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     proven: bool = False
     """``previous`` has been through its trial."""
     candidate: Slot | None = None
+    starts: Annotated[int, msgspec.Meta(ge=0, le=MAX_BOOTS)] = 0
+    """Of the device, while the candidate was admitted or tried."""
     trial: Trial | None = None
     bad: Annotated[tuple[Bad, ...], msgspec.Meta(max_length=MAX_BAD)] = ()
 

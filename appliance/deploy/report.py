@@ -77,7 +77,7 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, int] = {}
     """Version in force, by role."""
     expires: str = ""
-    """RFC 3339, UTC: when the timestamp in force expires."""
+    """RFC 3339, UTC: when the first of what is in force expires, the timestamp as a rule."""
 
 
 Report = TypeVar("Report", HandlerReport, DeviceReport)
@@ -102,5 +102,5 @@ def _decode(data: bytes, kind: type[Report]) -> Report:
         raise PeerError(f"a report of {len(data)} bytes is over the limit of {MAX_REPORT_BYTES}")
     try:
         return msgspec.json.decode(data, type=kind, strict=True)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"not a report: {error}") from error

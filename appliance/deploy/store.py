@@ -39,6 +39,8 @@ MEGABYTE = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 """A file system that has no hard links, or not so many."""
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What this process or the system is out of: no file is damaged by that."""
 
 
 class Store:
@@ -68,7 +70,9 @@ class Store:
     # Files by content
 
     def has(self, digest: str) -> bool:
-        return self.object(digest).is_file()
+        file = self.object(digest)
+        with writing(file):
+            return file.is_file()
 
     def sound(self, digest: str) -> bool:
         """It is there, every byte of it checked. One that is damaged is removed, so that it is fetched again."""
@@ -145,13 +149,18 @@ class Store:
             return slot
 
     def slot(self, name: str, digest: str) -> Path | None:
-        """A bundle that was kept, every byte of it checked; None where it is not there, or damaged."""
+        """A bundle that was kept, every byte of it checked; None where it is not there, or damaged.
+
+        DeviceError where it cannot be looked at, which says nothing of it.
+        """
         slot = self._slot(name, digest)
-        if not slot.is_dir():
-            return None
         try:
+            if not slot.is_dir():
+                return None
             _check_slot(slot, name, digest)
         except (OSError, PeerError) as error:
+            if isinstance(error, OSError) and error.errno in _SHORTAGES:
+                raise DeviceError(f"{slot}: cannot be read now: {error}") from error
             log.warning("%s is damaged, and not used: %s", slot, error)
             return None
         return slot

@@ -197,8 +197,8 @@ class Verified:
         self._fetcher = fetcher
         self.versions: Mapping[str, int] = {role: trusted[role].version for role in ROLES}
         """By role: root, timestamp, snapshot, targets."""
-        self.expires: datetime = trusted.timestamp.expires
-        """Of the timestamp."""
+        self.expires: datetime = min(trusted[role].expires for role in ROLES)
+        """Of what is the first of them to expire, the timestamp as a rule."""
 
     def target(self, path: str) -> SignedTarget | None:
         """None where nobody signed it who may. TrustError as for ``refresh``, and for one that is too long."""

@@ -30,6 +30,6 @@ def log_lines(device: str, payload: bytes) -> Iterator[LogLine]:
     for line in payload[:MAX_LOG_BYTES].split(b"\n", MAX_LINES)[:MAX_LINES]:
         try:
             said = msgspec.json.decode(line, type=_Line, strict=True)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         yield LogLine(device, said.at, said.level, said.unit, said.text)

@@ -277,7 +277,7 @@ def version_of(metadata: bytes) -> int:
     """The version that a metadata file says it has, unverified; 0 for what says none."""
     try:
         return msgspec.json.decode(metadata, type=_Metadata).signed.version
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0
 
 

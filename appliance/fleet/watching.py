@@ -144,7 +144,7 @@ def _decode_status(payload: bytes) -> str:
         raise PeerError(f"a status of {len(payload)} bytes is over the limit of {MAX_STATUS_BYTES}")
     try:
         return msgspec.json.decode(payload, type=_Status).state
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"not a status: {error}") from error
 
 

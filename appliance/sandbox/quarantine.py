@@ -1,7 +1,7 @@
 """When a handler has failed so often that it is not run any more, and the record of it. Pure.
 
-The record outlives restarts and power cuts. It is about one version of a handler: another version, or the same with
-another module, has done nothing yet.
+The record outlives restarts and power cuts. It is about one version of a handler as it ran: another version, or the
+same with another module, settings, tags or models, has done nothing yet.
 """
 
 from typing import Annotated
@@ -54,10 +54,12 @@ class Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     module: Text
     """SHA-256 of its module, hexadecimal."""
     failure: Failure
+    changes: Text = ""
+    """SHA-256 that stands for what else an operator may change of it; empty: whatever that is."""
 
-    def is_about(self, version: str, module: str) -> bool:
-        """Whether this is the version that runs now."""
-        return (self.version, self.module) == (version, module)
+    def is_about(self, version: str, module: str, changes: str) -> bool:
+        """Whether this is what is to run now."""
+        return (self.version, self.module) == (version, module) and self.changes in ("", changes)
 
 
 def encode_record(record: Quarantined) -> bytes:

@@ -298,8 +298,35 @@ def test_what_was_under_way_waits_for_the_order_after_a_start(state: str) -> Non
 
 
 def test_a_canary_is_begun_anew_after_a_start() -> None:
-    assert actions(TO_B["canary"], Booted()) == (Serve(A), Try(B))
-    assert actions(replace(TO_B["canary"], active=None), Booted()) == (Try(B),)
+    assert actions(TO_B["canary"], Booted()) == (Save(), Serve(A), Try(B))
+    assert actions(replace(TO_B["canary"], active=None), Booted()) == (Save(), Try(B))
+
+
+@pytest.mark.parametrize("trial", [None, Trial(since_ns=1)])
+def test_a_canary_with_which_the_device_starts_again_and_again_is_refused(trial: Trial | None) -> None:
+    record = replace(TO_B["canary"], trial=trial)
+    for _ in range(TRIAL_BOOTS - 1):
+        record, done = step(record, Booted(), NOW)
+        assert done == (Save(), Serve(A), Try(B))
+    record, done = step(record, Booted(), NOW)
+    assert done == (Save(), Serve(A))
+    assert (record.state, record.active, record.candidate, record.trial) == ("refused", A, None, trial)
+    assert "started 3 times while 1.1.0 was admitted or tried" in record.reason
+    assert after(record, Wanted(B)).state == "refused"
+
+
+def test_one_that_takes_the_device_down_while_it_is_admitted_is_refused_too() -> None:
+    record = TO_B["admitting"]
+    for _ in range(TRIAL_BOOTS - 1):
+        record = after(record, Booted(), Wanted(B), Fetched())
+        assert record.state == "admitting"
+    assert after(record, Booted()).state == "refused"
+
+
+def test_another_candidate_is_not_blamed_for_starts_before_it() -> None:
+    record = after(TO_B["canary"], Booted(), Booted(), Wanted(C), Fetched(), Admitted(), Kept(), Booted(), Booted())
+    assert (record.state, record.candidate) == ("canary", C)
+    assert after(record, Passed(), Booted()).trial == Trial(since_ns=NOW, boots=1)
 
 
 @pytest.mark.parametrize("state", TO_B)
@@ -406,8 +433,10 @@ class Device(RuleBasedStateMachine):
 
     def crash(self) -> None:
         self.off()
-        trial = self.record.trial
+        trial, candidate = self.record.trial, self.record.candidate
         self.feed(Booted())
+        if candidate and self.record.state == "refused" and self.record.badness(candidate).changes == "":
+            self.refused.add(candidate.digest)
         if trial and not self.record.trial:
             self.proven = self.record.active
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from appliance.deploy import metadata
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES
 from appliance.deploy.metadata import MAX_METADATA_FILES, MetadataCache
+from appliance.deploy.trust import MAX_DELEGATIONS, MAX_ROOT_ROTATIONS
 
 
 def test_files_come_are_replaced_and_go() -> None:
@@ -42,6 +43,17 @@ def test_too_many_files_empty_it_and_it_says_so(caplog: pytest.LogCaptureFixture
     assert (cache.snapshot(), cache.emptied) == ({}, 1)
     assert "forgotten" in caplog.text
     assert cache.received("timestamp.json", b"1"), "and goes on"
+
+
+def test_as_many_roots_as_a_box_follows_have_room_with_all_else() -> None:
+    roots = [f"{version}.root.json" for version in range(1, MAX_ROOT_ROTATIONS + 2)]
+    others = [f"{version}.{role}.json" for role in ("targets", "snapshot") for version in (1, 2)]
+    developers = [f"{version}.developer-{number}.json" for number in range(MAX_DELEGATIONS) for version in (1, 2)]
+    files = ["timestamp.json", *others, *developers, *roots]
+    cache = MetadataCache()
+    for file in files:
+        cache.received(file, bytes(4 << 10))
+    assert set(cache.snapshot()) == set(files)
 
 
 @given(st.lists(st.tuples(st.sampled_from([f"{n}.json" for n in range(9)]), st.integers(0, 80)), max_size=60))

@@ -118,6 +118,38 @@ def test_nothing_outside_can_be_named(scene: Scene, name: str) -> None:
             attempt()
 
 
+def test_a_disk_that_fails_at_a_look_is_the_devices_trouble(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = detector("1.0.0")
+    scene.keep(one)
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "the disk fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", failing)
+        assert scene.store.slot("detector", one.digest) is None, "as one that cannot be read"
+        with pytest.raises(DeviceError, match="the disk fails"):
+            scene.store.has(one.digest)
+    assert scene.store.slot("detector", one.digest) is not None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_slot_is_not_damaged_because_something_else_ran_short(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    one = detector("1.0.0")
+    slot = scene.keep(one)
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(number, "no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        with pytest.raises(DeviceError, match="cannot be read now"):
+            scene.store.slot("detector", one.digest)
+    assert scene.store.slot("detector", one.digest) == slot
+
+
 # Downloads
 
 

@@ -22,6 +22,7 @@ from appliance.fleet.publication import (
     Survey,
     count_of,
     plan,
+    version_of,
 )
 
 TOPICS = FleetTopics("fleet", "plant")
@@ -241,6 +242,12 @@ def test_pieces_that_are_too_many_are_neither_kept_nor_sent(monkeypatch: pytest.
     plan(Needed({}, {"0" * 64: 8 << 10}), Held(), 1 << 10)
     with pytest.raises(ConfigError, match=r"chunk_kb: 9 pieces .* limit of 8: raise it"):
         plan(Needed({}, {"0" * 64: 9 << 10}), Held(), 1 << 10)
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff", b"{}", b'{"signed":{"version":"2"}}', b'{"x":' + b"[" * 4000])
+def test_what_says_no_version_has_none(junk: bytes) -> None:
+    assert version_of(b'{"signed":{"version":2,"x":[]}}') == 2
+    assert version_of(junk) == 0
 
 
 def test_topics_of_others_are_none_of_our_business() -> None:

@@ -129,6 +129,17 @@ def test_handlers_of_a_device_are_bounded_and_reports_are_of_their_topic() -> No
     assert reports.nonsense == 7
 
 
+DEEP = b'{"more":' + b"[" * 4000 + b"]" * 4000 + b"}"
+"""Less than any bound on bytes, and deeper than a decoder goes."""
+
+
+@pytest.mark.parametrize("about", ["status", "deployment", "deployment/parts"])
+def test_what_is_nested_too_deep_is_nonsense_as_well(about: str) -> None:
+    reports = Reports("appliance", "plant")
+    reports.received(f"appliance/box/{about}", DEEP)
+    assert reports.nonsense == 1
+
+
 def test_devices_are_bounded() -> None:
     reports = Reports("appliance", "plant")
     for number in range(MAX_DEVICES + 5):
@@ -301,7 +312,7 @@ def test_a_row_for_each_handler_and_one_for_a_device_without_any() -> None:
 
 def test_lines_of_logs_are_taken_and_nonsense_is_not() -> None:
     line = {"at": AT, "level": "error", "unit": "zipper", "text": "broken", "more": 1}
-    payload = b"\n".join([msgspec.json.encode(line), b"{}", b"\xff", b'{"at":1}', b""])
+    payload = b"\n".join([msgspec.json.encode(line), b"{}", b"\xff", b'{"at":1}', b"", DEEP])
     assert list(log_lines("box", payload)) == [LogLine("box", AT, "error", "zipper", "broken")]
 
 

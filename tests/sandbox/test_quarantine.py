@@ -1,3 +1,4 @@
+import json
 import random
 from typing import get_args
 
@@ -20,7 +21,7 @@ from appliance.sandbox.session import Fault
 
 KINDS = [kind for part in get_args(Fault) for kind in get_args(part)]
 RECORD = Quarantined(
-    "parts", "1.0.0", "0" * 64, Failure("trap", "unreachable", 7, 9, ["0: 0x0000a2 deep"], "x.capsule")
+    "parts", "1.0.0", "0" * 64, Failure("trap", "unreachable", 7, 9, ["0: 0x0000a2 deep"], "x.capsule"), "2" * 64
 )
 
 
@@ -98,14 +99,21 @@ def test_it_takes_at_least_so_many_failures(outcomes: list[Fault]) -> None:
 
 def test_a_record_comes_back() -> None:
     assert decode_record(encode_record(RECORD)) == RECORD
-    assert RECORD.is_about("1.0.0", "0" * 64)
-    assert not RECORD.is_about("1.0.1", "0" * 64)
-    assert not RECORD.is_about("1.0.0", "1" * 64)
+    assert RECORD.is_about("1.0.0", "0" * 64, "2" * 64)
+    assert not RECORD.is_about("1.0.1", "0" * 64, "2" * 64)
+    assert not RECORD.is_about("1.0.0", "1" * 64, "2" * 64)
+    assert not RECORD.is_about("1.0.0", "0" * 64, "3" * 64)
+
+
+def test_a_record_from_before_is_about_whatever_was_changed() -> None:
+    before = json.loads(encode_record(RECORD))
+    del before["changes"]
+    assert decode_record(json.dumps(before).encode()).is_about("1.0.0", "0" * 64, "2" * 64)
 
 
 def test_the_largest_record_is_within_its_bound() -> None:
     failure = Failure("trap", "\x01" * MAX_MESSAGE, 1 << 63, 1 << 63, ["\x01" * 96] * 8, "x" * 160)
-    assert len(encode_record(Quarantined("x" * 64, "1" * 128, "0" * 64, failure))) <= MAX_RECORD_BYTES
+    assert len(encode_record(Quarantined("x" * 64, "1" * 128, "0" * 64, failure, "2" * 64))) <= MAX_RECORD_BYTES
 
 
 @given(st.integers(0, len(encode_record(RECORD)) - 1))
