@@ -13,7 +13,7 @@ from mosquitto import Mosquitto
 from rich.console import Console
 from test_fleet_broker import AT, device, parts, say
 
-from appliance.cli import cli
+from appliance.cli.commands import cli
 from appliance.console.fleet import Lines, Screen, fleet_display, show_status
 from appliance.deploy.report import Progress
 from appliance.fleet.desk import create
