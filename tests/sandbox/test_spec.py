@@ -175,6 +175,14 @@ def test_files_are_bounded(handler: Path) -> None:
         ("labels.txt", b"\n" * 40_000, "40000 labels are over the limit"),
         (
             "handler.toml",
+            MANIFEST.replace('"0.5"', "0.5").encode(),
+            r"handler.toml: .* at `\$.settings.threshold`; put its value in quotes",
+        ),
+        ("handler.toml", MANIFEST.replace('"1.2.3"', '"1.2"').encode(), "three numbers, like 1.0.0 - at `.*version`"),
+        ("handler.toml", MANIFEST.replace('"sorter"', '"Sorter"').encode(), "lower-case letters, .* at `.*name`"),
+        ("handler.toml", b"\xff", "handler.toml: not valid TOML: "),
+        (
+            "handler.toml",
             MANIFEST.replace("models = [", "models = [" + '{ name = "m" },' * 16).encode(),
             "than 16 models",
         ),
