@@ -152,8 +152,12 @@ def test_what_the_operator_gets_wrong(
 
 
 def test_a_model_without_a_file_asks_for_one(handler: Path) -> None:
-    (handler / "handler.toml").write_text(MANIFEST.replace('file = "food.tflite", ', ""))
-    with pytest.raises(ConfigError, match=r"name one with --set sorter\.food\.model=PATH"):
+    manifest = MANIFEST.replace('file = "food.tflite", ', "")
+    (handler / "handler.toml").write_text(manifest)
+    with pytest.raises(ConfigError, match=r"name one with --set sorter\.model=PATH$"):
+        load(handler)
+    (handler / "handler.toml").write_text(manifest.replace("models = [", 'models = [{ name = "faces" }, '))
+    with pytest.raises(ConfigError, match=r"name one with --set sorter\.faces\.model=PATH$"):
         load(handler)
 
 
