@@ -114,6 +114,13 @@ def test_status_is_a_table(terminal: bool) -> None:
     assert ("\t" in text(some)) is not terminal
 
 
+def test_on_a_narrow_terminal_nothing_of_a_name_is_left_out() -> None:
+    some = console(terminal=True)
+    some.width = 60
+    show_status([Row("a", AT, "", "", "acme-counter", "2.0.0", "1.0.0", state="active", since=AT)], some, 0.0)
+    assert "…" not in text(some)
+
+
 def test_a_version_that_is_refused_is_not_the_one_on_trial() -> None:
     some = console(terminal=False)
     show_status([Row("a", AT, "", "", "parts", "2.0.0", "1.0.0", state="refused", trial=True, since=AT)], some, 0.0)
