@@ -6,8 +6,9 @@
 import re
 import socket
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -16,7 +17,7 @@ from appliance.frame import MAX_NAME, MAX_TAG, NAME_PATTERN, RESERVED_TAGS, is_n
 
 _NAME = rf"^{NAME_PATTERN.pattern}\Z"
 _NO_NAME = f"Expected `str` matching regex {_NAME!r}"
-"""What msgspec says of a text that is no name: true, and of no help to whoever wrote it."""
+_SETTINGS = "settings[...]"
 Name = Annotated[str, msgspec.Meta(pattern=_NAME, description="lower-case letters, digits, - and _")]
 Tag = Annotated[int, msgspec.Meta(ge=0, le=MAX_TAG)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -185,6 +186,19 @@ class Config(Section, frozen=True, kw_only=True):
 MIN_CREDENTIAL = 16
 
 
+def in_words(error: msgspec.ValidationError, settings: Iterable[object]) -> str:
+    """What msgspec says, where it is true and of no help: of a text that is no name, and of a setting, without its key.
+
+    ``settings``: all that the file has, tables or not.
+    """
+    text = str(error).replace(_NO_NAME, "Expected lower-case letters, digits, - and _")
+    tables = [table for table in settings if isinstance(table, dict)]
+    wrong = [key for table in tables for key, value in table.items() if not isinstance(value, str)]
+    if not wrong or _SETTINGS not in text:
+        return text
+    return text.replace(_SETTINGS, f"settings.{wrong[0]}") + "; put its value in quotes"
+
+
 def load_config(path: Path | None) -> Config:
     """Read a configuration file (None: all defaults); ConfigError names the file, the key and what is wrong.
 
@@ -197,18 +211,24 @@ def load_config(path: Path | None) -> Config:
             data = file.read(MAX_CONFIG_BYTES + 1)
         if len(data) > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
-        config = msgspec.convert(tomllib.loads(data.decode()), Config, strict=True)
+        document = tomllib.loads(data.decode())
+        config = msgspec.convert(document, Config, strict=True)
     except OSError as error:
         raise ConfigError(f"{path}: the configuration cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
-        text = str(error).replace(_NO_NAME, "Expected lower-case letters, digits, - and _")
+        text = in_words(error, _settings_in(document))
         raise ConfigError(f"{path}: {text}; docs/configuration.md describes every key") from error
     try:
         return _beside(config, path.absolute().parent)
     except RuntimeError as error:  # pathlib's, for "~somebody" who does not exist
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _settings_in(document: dict[str, Any]) -> list[object]:
+    handlers = document.get("handlers")
+    return [each.get("settings") for each in handlers if isinstance(each, dict)] if isinstance(handlers, list) else []
 
 
 def check_config(config: Config) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from appliance.config import Name, Section, Tag
+from appliance.config import Name, Section, Tag, in_words
 from appliance.device.reading import open_plain
 from appliance.errors import HandlerError
 from appliance.frame import RESERVED_TAGS
@@ -29,7 +29,9 @@ COMMAND = "command"
 
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 """A plain file name beside the manifest: no directories, nothing hidden."""
-Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?\Z")]
+_VERSION = r"^[0-9]+\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.-]{1,40})?\Z"
+_NO_VERSION = f"Expected `str` matching regex {_VERSION!r}"
+Version = Annotated[str, msgspec.Meta(pattern=_VERSION)]
 
 ValuePath = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]{1,64}(?:\.[A-Za-z0-9_]{1,64}){0,7}\Z")]
 """Keys with dots between, as there are in published values."""
@@ -143,14 +145,18 @@ def load_manifest(directory: Path) -> Manifest:
             data = file.read(MAX_MANIFEST_BYTES + 1)
         if len(data) > MAX_MANIFEST_BYTES:
             raise HandlerError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes")
-        manifest = msgspec.convert(tomllib.loads(data.decode("utf-8")), Manifest, strict=True)
+        document = tomllib.loads(data.decode("utf-8"))
+        manifest = msgspec.convert(document, Manifest, strict=True)
     except OSError as error:
         raise HandlerError(
             f"{path}: cannot be read: {error.strerror}; a handler is a directory with a {MANIFEST_FILE}"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        known = "".join(f"; known: {', '.join(names)}" for place, names in _CHOICES.items() if place in str(error))
-        raise HandlerError(f"{path}: {error}{known}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HandlerError(f"{path}: not valid TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        text = in_words(error, [document.get("settings")]).replace(_NO_VERSION, "Expected three numbers, like 1.0.0")
+        known = "".join(f"; known: {', '.join(names)}" for place, names in _CHOICES.items() if place in text)
+        raise HandlerError(f"{path}: {text}{known}") from error
     _check(manifest, path)
     return manifest
 

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.cli import cli
+from appliance.cli.commands import cli
+from appliance.cli.options import effective
 from appliance.config import (
     MAX_CONFIG_BYTES,
     CameraConfig,
@@ -55,7 +56,9 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ("[[cameras]]\ntag = 0x1_0000_0000", ["$.cameras[0].tag"]),
         ("[[handlers]]\nname = 'x'", ["$.handlers[0]", "path"]),
         ("[handlers]\npath = 'x'", ["$.handlers", "array"]),
-        ("[[handlers]]\npath = 'x'\n[handlers.settings]\ntop = 5", ["$.handlers[0].settings", "str"]),
+        ("[[handlers]]\npath = 'x'\n[handlers.settings]\ntop = 5", ["$.handlers[0].settings.top", "str", "quotes"]),
+        ("[[handlers]]\npath = 'x'\n'settings[...]' = 1", ["settings[...]"]),
+        ("handlers = 1", ["$.handlers", "array"]),
         ("[log]\nlevel = 'loud'", ["$.log.level", "loud"]),
         ("[[zipper.peers]]\nname = 'a'\ncredential = 'x'\nroles = ['king']", ["$.zipper.peers[0].roles[0]", "king"]),
         ("[mqtt\n", ["not valid TOML", "line 1"]),
@@ -239,6 +242,14 @@ def test_the_effective_configuration_is_printed_without_secrets(tmp_path: Path) 
     shown = load_config(written(tmp_path, result.output))
     assert shown.zipper.peers[1].credential == f"file:{tmp_path}/door.secret"
     assert (shown.mqtt.username, shown.mqtt.spool_mb) == ("me", Config().mqtt.spool_mb)
+
+
+def test_a_level_of_the_log_in_a_file_is_in_force_also_where_it_is_the_default(tmp_path: Path) -> None:
+    """Without a file, `run` is quieter."""
+    file = written(tmp_path, '[log]\nlevel = "info"')
+    assert effective(file, None, quiet="warning").log.level == "info"
+    assert effective(None, None, quiet="warning").log.level == "warning"
+    assert effective(file, "error", quiet="warning").log.level == "error"
 
 
 # --- the device's name --------------------------------------------------------------------------------------

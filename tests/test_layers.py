@@ -217,7 +217,7 @@ HEAVY = {"numpy", "av", "PIL", "simplejpeg", "ai_edge_litert", "tflite_runtime",
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("appliance.cli", HEAVY | {"rich", "aioquic", "aiomqtt", "sqlite3"}),
+        ("appliance.cli.commands", HEAVY | {"rich", "aioquic", "aiomqtt", "sqlite3"}),
         ("appliance.app", HEAVY | {"tuf", "securesystemslib", "wasm3", "wasmtime", "click", "rich"}),
         ("appliance.client", HEAVY | {"wasm3", "wasmtime", "aiomqtt", "sqlite3", "click", "rich"}),
         ("appliance.sandbox.admission.admit", HEAVY | {"wasm3", "wasmtime", "click", "rich"}),

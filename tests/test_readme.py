@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from appliance.cli import cli
+from appliance.cli.commands import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

@@ -183,7 +183,7 @@ def find_rustc() -> Path:
             return rustc
     raise ToolchainMissingError(
         f"building Rust needs rustc with its target {RUST_TARGET}: rustup target add {RUST_TARGET}, "
-        "or on Debian apt-get install rustc libstd-rust-dev-wasm32"
+        "or on Debian 12 apt-get install rustc libstd-rust-dev-wasm32 lld-14"
     )
 
 

@@ -12,7 +12,7 @@ from appliance.config import InferenceConfig
 from appliance.deploy.bundle import MAX_INDEX_BYTES, Bundle, decode_bundle
 from appliance.deploy.packing import pack
 from appliance.device.reading import open_plain
-from appliance.errors import HandlerError, ModelError
+from appliance.errors import HandlerError, ModelError, PeerError
 from appliance.inference.broker import Broker
 from appliance.inference.messages import TensorInfo
 from appliance.inference.model import digest_of
@@ -150,9 +150,12 @@ def _tensor(tensor: TensorInfo) -> str:
 
 
 def inspect_index(path: Path) -> BundleView:
-    """The index of a bundle, as it is signed. PeerError where the file is none."""
+    """The index of a bundle, as it is signed. HandlerError where the file is none."""
     data = _read(path, MAX_INDEX_BYTES)
-    bundle = decode_bundle(data)
+    try:
+        bundle = decode_bundle(data)
+    except PeerError as error:
+        raise HandlerError(f"{path}: {error}") from error
     return BundleView(hashlib.sha256(data).hexdigest(), bundle, bundle.length)
 
 

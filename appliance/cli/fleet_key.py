@@ -43,7 +43,7 @@ def key() -> None:
 
     \b
     appliance fleet key new ~/acme                          a developer makes a pair, and sends you ~/acme.pub
-    appliance fleet key delegate acme --prefix acme- --key acme.pub
+    appliance fleet key delegate acme --prefix acme- --public acme.pub
     appliance fleet key list
     appliance fleet key rotate timestamp                    when a key may be known to others
     appliance fleet key revoke acme                         nothing of acme's is taken any more

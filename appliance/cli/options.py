@@ -9,7 +9,7 @@ import click
 import msgspec
 
 import appliance
-from appliance.config import CameraConfig, Config, HandlerConfig, LogConfig, load_config
+from appliance.config import CameraConfig, Config, HandlerConfig, load_config
 from appliance.errors import ApplianceError, ConfigError, deliberate
 
 HANDLERS = Path(appliance.__file__).parent.parent / "handlers"
@@ -32,9 +32,9 @@ log_option = click.option(
 
 
 def effective(path: Path | None, log: str | None, quiet: str | None = None) -> Config:
-    """The file's configuration; ``log`` is the user's word, ``quiet`` a level for where nobody has said any."""
+    """The file's configuration; ``log`` is the user's word, ``quiet`` a level for where there is no file."""
     config = load_config(path)
-    level = log or (quiet if config.log == LogConfig() else None)
+    level = log or (quiet if path is None else None)
     return replace(config, log=replace(config.log, level=level)) if level else config
 
 

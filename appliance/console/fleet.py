@@ -21,7 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from appliance.console.plain import plain_console
@@ -178,7 +178,8 @@ def show_status(rows: Sequence[Row], console: Console, now: float) -> None:
         for line in (COLUMNS, *cells):
             console.file.write("\t".join(line) + "\n")  # rich would make spaces of tabs
         return
-    table = Table(*COLUMNS, box=None, padding=(0, 2, 0, 0))
+    # on a narrow terminal a name goes on in the next line: half of one is of no use
+    table = Table(*(Column(name, overflow="fold") for name in COLUMNS), box=None, padding=(0, 2, 0, 0))
     for row, (device, seen, *some, state, since, reason) in zip(rows, cells, strict=True):
         shown = Text(state, STATE_STYLES.get(row.state, ""))
         table.add_row(device, Text(seen, "red" if row.silence else ""), *some, shown, since, Text(reason))

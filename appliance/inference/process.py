@@ -198,6 +198,7 @@ class ModelProcess:
                 stderr=stderr,
                 pass_fds=(theirs.fileno(), self._ring_fd),
                 env=kept_environment() | ENVIRONMENT,
+                start_new_session=True,  # a ^C in the terminal is for us, also before it can ignore that
             )
         except OSError:
             ours.close()

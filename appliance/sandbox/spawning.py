@@ -73,7 +73,13 @@ class _ZygoteProcess:
         command = [sys.executable, "-m", "appliance.sandbox.zygote", str(fd)]
         try:
             # a few ms on the loop, once: in another thread the process would die with that thread
-            return subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=kept_environment())
+            return subprocess.Popen(
+                command,
+                pass_fds=(fd,),
+                stdin=subprocess.DEVNULL,
+                env=kept_environment(),
+                start_new_session=True,  # a ^C in the terminal is for us, also before it can ignore that
+            )
         except OSError as error:
             self._sock.close()
             raise DeviceError(f"cannot start the zygote: {error}") from error

@@ -89,7 +89,9 @@ def load_handler(config: HandlerConfig, inference: InferenceConfig) -> HandlerSp
         engine=manifest.engine,
         observes=manifest.observes if config.observes is None else config.observes,
         emits={emit.tag: emit.publish for emit in manifest.emits},
-        models=tuple(_model(name, directory, use, files, inference) for use in manifest.models),
+        models=tuple(
+            _model(name, directory, use, files, inference, alone=len(manifest.models) == 1) for use in manifest.models
+        ),
         settings=settings,
         limits=manifest.limits,
         guest_models=manifest.guest_models,
@@ -136,14 +138,12 @@ def _overrides(name: str, manifest: Manifest, given: Mapping[str, str]) -> tuple
 
 
 def _model(
-    handler: str, directory: Path, use: ModelUse, files: Mapping[str, str], inference: InferenceConfig
+    handler: str, directory: Path, use: ModelUse, files: Mapping[str, str], inference: InferenceConfig, *, alone: bool
 ) -> HandlerModel:
     path = _file(directory, use.file, files.get(f"{use.name}.model"))
     if path is None:
-        raise ConfigError(
-            f"model {use.name!r} of handler {handler!r} has no file; "
-            f"name one with --set {handler}.{use.name}.model=PATH"
-        )
+        key = f"{handler}.model" if alone else f"{handler}.{use.name}.model"
+        raise ConfigError(f"model {use.name!r} of handler {handler!r} has no file; name one with --set {key}=PATH")
     labels = _file(directory, use.labels, files.get(f"{use.name}.labels"))
     model = model_spec(path, digest_of(path), inference, unit_range=use.unit_range)
     return HandlerModel(use.name, model, read_labels(labels) if labels else (), use.fit, use.ahead)

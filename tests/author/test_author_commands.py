@@ -284,7 +284,7 @@ def test_inspect_takes_a_module_or_an_index(handler: Path, tmp_path: Path) -> No
     (tmp_path / "0.1.0.json").write_bytes(b"{}")
     shown = run("inspect", tmp_path / "0.1.0.json")
     assert shown.returncode == 1
-    assert "not the index of a bundle" in shown.stderr
+    assert "0.1.0.json: not the index of a bundle" in shown.stderr
 
 
 def test_a_damaged_model_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import appliance.fleet.checks
 import appliance.fleet.keys
-from appliance.cli import cli
+from appliance.cli.commands import cli
 
 MAX_CHANGES = 500
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.link", "os.truncate"}

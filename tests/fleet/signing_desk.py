@@ -12,7 +12,7 @@ from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
-from appliance.cli import cli
+from appliance.cli.commands import cli
 from appliance.fleet.repository import Fleet
 
 PASSPHRASE = "four random words here"

@@ -13,7 +13,7 @@ from mosquitto import Mosquitto
 from rich.console import Console
 from test_fleet_broker import AT, device, parts, say
 
-from appliance.cli import cli
+from appliance.cli.commands import cli
 from appliance.console.fleet import Lines, Screen, fleet_display, show_status
 from appliance.deploy.report import Progress
 from appliance.fleet.desk import create
@@ -112,6 +112,13 @@ def test_status_is_a_table(terminal: bool) -> None:
     assert first == "a 2 min ago parts 2.0.0 1.0.0 0.9.0 active, on trial 2 min ago [2J [red]bad"
     assert second == "b silent for 2 h - - - - - - metadata stale since then"
     assert ("\t" in text(some)) is not terminal
+
+
+def test_on_a_narrow_terminal_nothing_of_a_name_is_left_out() -> None:
+    some = console(terminal=True)
+    some.width = 60
+    show_status([Row("a", AT, "", "", "acme-counter", "2.0.0", "1.0.0", state="active", since=AT)], some, 0.0)
+    assert "…" not in text(some)
 
 
 def test_a_version_that_is_refused_is_not_the_one_on_trial() -> None:

@@ -53,6 +53,12 @@ async def test_what_a_busy_process_has_not_taken_is_bounded_and_does_not_end_it(
             one.cancel()
 
 
+async def test_an_interrupt_at_the_terminal_does_not_reach_it(ring: RingWriter) -> None:
+    """Not while it still imports, either."""
+    async with double("good", ring) as process:
+        assert os.getsid(process.pid) != os.getsid(0)
+
+
 async def test_leaving_leaves_nothing_behind(ring: RingWriter) -> None:
     before = open_files()
     async with double("good", ring) as process:

@@ -259,6 +259,13 @@ async def test_the_zygote_killed_with_a_frame_in_hand() -> None:
         assert (await handler.finish(good)).outcome == "ok"
 
 
+async def test_an_interrupt_at_the_terminal_does_not_reach_the_zygote() -> None:
+    """Not while it still imports, either."""
+    async with bench(OBEY) as handler:
+        assert handler.zygote.pid is not None
+        assert os.getsid(handler.zygote.pid) != os.getsid(0)
+
+
 async def test_what_cannot_work_is_not_tried_again() -> None:
     for module, kind, message in (
         (b"MZ", "refused", "does not start like a WebAssembly module"),

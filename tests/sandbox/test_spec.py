@@ -152,8 +152,12 @@ def test_what_the_operator_gets_wrong(
 
 
 def test_a_model_without_a_file_asks_for_one(handler: Path) -> None:
-    (handler / "handler.toml").write_text(MANIFEST.replace('file = "food.tflite", ', ""))
-    with pytest.raises(ConfigError, match=r"name one with --set sorter\.food\.model=PATH"):
+    manifest = MANIFEST.replace('file = "food.tflite", ', "")
+    (handler / "handler.toml").write_text(manifest)
+    with pytest.raises(ConfigError, match=r"name one with --set sorter\.model=PATH$"):
+        load(handler)
+    (handler / "handler.toml").write_text(manifest.replace("models = [", 'models = [{ name = "faces" }, '))
+    with pytest.raises(ConfigError, match=r"name one with --set sorter\.faces\.model=PATH$"):
         load(handler)
 
 
@@ -173,6 +177,14 @@ def test_files_are_bounded(handler: Path) -> None:
         ("handler.wasm", None, "handler.wasm: cannot be read: .*; `appliance handler build` makes it"),
         ("labels.txt", b"\xff", "labels.txt: is not UTF-8"),
         ("labels.txt", b"\n" * 40_000, "40000 labels are over the limit"),
+        (
+            "handler.toml",
+            MANIFEST.replace('"0.5"', "0.5").encode(),
+            r"handler.toml: .* at `\$.settings.threshold`; put its value in quotes",
+        ),
+        ("handler.toml", MANIFEST.replace('"1.2.3"', '"1.2"').encode(), "three numbers, like 1.0.0 - at `.*version`"),
+        ("handler.toml", MANIFEST.replace('"sorter"', '"Sorter"').encode(), "lower-case letters, .* at `.*name`"),
+        ("handler.toml", b"\xff", "handler.toml: not valid TOML: "),
         (
             "handler.toml",
             MANIFEST.replace("models = [", "models = [" + '{ name = "m" },' * 16).encode(),
