@@ -58,10 +58,9 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The candidate is at fault; ``changes``: not the bundle, but what the operator changes of it."""
+    """The candidate is at fault."""
 
     reason: str
-    changes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ def _activate(record: Record, _event: Passed, now: int) -> Outcome:
 
 def _refuse(record: Record, event: Refused, now: int) -> Outcome:
     """Give up the candidate and put it in quarantine. What runs goes on."""
-    after = _quarantined(record, _candidate(record), "refused", event.reason, alone=event.changes)
+    after = _quarantined(record, _candidate(record), "refused", event.reason)
     return _settle(after, "refused", event.reason, now)
 
 
@@ -272,22 +272,20 @@ def _settle(record: Record, state: str, reason: str, now: int) -> Outcome:
     return _enter(record, state, reason, now, candidate=None), actions
 
 
-def _quarantined(record: Record, slot: Slot, state: str, reason: str, *, alone: bool = False) -> Record:
-    """With ``slot`` among the bad: only as it is changed, where the same bundle runs, or ran, with other changes."""
-    others = (record.active, record.previous)
-    alone = alone or any(other and other != slot and other.digest == slot.digest for other in others)
+def _quarantined(record: Record, slot: Slot, state: str, reason: str) -> Record:
+    """With ``slot`` among the bad."""
     bad = Bad(
         digest=slot.digest,
         version=slot.version,
         state=state,  # type: ignore[arg-type]  # the callers' literals
         reason=one_line(reason),
-        changes=slot.changes if alone else "",
+        changes=slot.changes,
     )
     return replace(record, bad=(*(each for each in record.bad if not each.is_about(slot)), bad)[-MAX_BAD:])
 
 
 def _back(record: Record, reason: str, now: int) -> Record:
-    """The previous version is active again. A candidate stays on its way, unless it has become pointless."""
+    """The previous version is active again. A candidate stays on its way, unless it is that one."""
     active, previous, candidate = record.active, record.previous, record.candidate
     assert active is not None
     after = _quarantined(record, active, "rolled-back", reason)
@@ -295,8 +293,6 @@ def _back(record: Record, reason: str, now: int) -> Record:
     if candidate is None or candidate == previous:
         state = "active" if candidate else "rolled-back"
         return _enter(after, state, reason, now, candidate=None)
-    if bad := after.badness(candidate):
-        return _enter(after, bad.state, bad.reason, now, candidate=None)
     return after
 
 

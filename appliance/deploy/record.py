@@ -60,11 +60,11 @@ class Bad(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True,
     state: Literal["refused", "rolled-back"]
     """How it ended."""
     reason: Reason
-    changes: str = ""
+    changes: Digest
     """Only with these; empty: whatever is changed of it."""
 
     def is_about(self, slot: Slot) -> bool:
-        return self.digest == slot.digest and self.changes in ("", slot.changes)
+        return (self.digest, self.changes) == (slot.digest, slot.changes)
 
 
 class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

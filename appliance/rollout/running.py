@@ -9,7 +9,7 @@ from appliance.config import FleetConfig
 from appliance.deploy import events as ev
 from appliance.deploy.record import Record, Slot
 from appliance.deploy.watch import Failed, Pace, Passed, Prevented, Sample, judge_canary, judge_service, since
-from appliance.errors import ApplianceError, ConfigError, DeviceError, PeerError
+from appliance.errors import ApplianceError, DeviceError, PeerError
 from appliance.rollout.parts import Parts
 from appliance.sandbox.spec import HandlerSpec
 from appliance.threads import in_thread
@@ -181,4 +181,4 @@ def blamed(error: ApplianceError) -> ev.Event:
     """Whose fault it is says what follows."""
     if isinstance(error, PeerError | DeviceError):
         return ev.Hindered(str(error))
-    return ev.Refused(str(error), changes=isinstance(error, ConfigError))
+    return ev.Refused(str(error))

@@ -180,24 +180,11 @@ def test_a_refused_one_is_quarantined_and_what_runs_goes_on(state: str) -> None:
     assert step(again, Wanted(B), NOW) == (again, ())
 
 
-def test_a_setting_that_is_wrong_is_not_the_bundles_fault() -> None:
-    record = after(TO_B["admitting"], Refused("no such setting", changes=True))
+def test_other_settings_of_the_same_bundle_have_done_nothing_yet() -> None:
+    record = after(TO_B["canary"], Refused("3 faults"))
     assert record.badness(B)
     assert record.badness(B_LOUD) is None
-
-
-def test_a_canary_of_the_same_bundle_condemns_the_settings_alone() -> None:
-    on_b = after(ON_B, TrialOver(), Wanted(B_LOUD), Fetched(), Admitted(), Kept(), Refused("3 faults"))
-    assert on_b.badness(B) is None
-    assert on_b.badness(B_LOUD)
-    assert on_b.active == B
-
-
-def test_the_bundle_that_would_be_gone_back_to_is_not_condemned_with_other_settings() -> None:
-    on_c = replace(NEW, state="canary", active=C, previous=B, candidate=B_LOUD)
-    record = after(on_c, Refused("3 faults"), Faulted(C, "3 faults in a row"))
-    assert record.active == B
-    assert record.badness(B) is None
+    assert after(record, Wanted(B_LOUD)).state == "fetching"
 
 
 @pytest.mark.parametrize("state", ["fetching", "admitting", "storing", "canary"])
@@ -238,10 +225,10 @@ def test_a_candidate_stays_on_its_way_when_the_one_in_service_goes() -> None:
     assert actions(fetching, Faulted(B, "x")) == (Save(), Serve(A), Collect())
 
 
-def test_a_candidate_of_the_bundle_that_goes_goes_too() -> None:
+def test_a_candidate_of_the_bundle_that_goes_with_other_settings_goes_on() -> None:
     record, done = step(replace(ON_B, state="canary", candidate=B_LOUD), Faulted(B, "x"), NOW)
-    assert (record.state, record.active, record.candidate) == ("rolled-back", A, None)
-    assert done == (Save(), Abandon(), Serve(A), Collect())
+    assert (record.state, record.active, record.candidate) == ("canary", A, B_LOUD)
+    assert done == (Save(), Abandon(), Serve(A), Try(B_LOUD), Collect())
 
 
 def test_a_candidate_that_is_the_previous_one_is_there_already() -> None:
@@ -420,7 +407,7 @@ class Device(RuleBasedStateMachine):
         self.disk = encode_record(NEW)
         self.kept: set[str] = set()
         self.broken: set[str] = set()
-        self.refused: set[str] = set()
+        self.refused: set[tuple[str, str]] = set()
         self.proven: Slot | None = None
         self.had_active = False
         self.off()
@@ -435,8 +422,8 @@ class Device(RuleBasedStateMachine):
         self.off()
         trial, candidate = self.record.trial, self.record.candidate
         self.feed(Booted())
-        if candidate and self.record.state == "refused" and self.record.badness(candidate).changes == "":
-            self.refused.add(candidate.digest)
+        if candidate and self.record.state == "refused":
+            self.refused.add((candidate.digest, candidate.changes))
         if trial and not self.record.trial:
             self.proven = self.record.active
 
@@ -483,7 +470,7 @@ class Device(RuleBasedStateMachine):
 
     def start(self, slot: Slot, *, canary: bool) -> list[Event]:
         assert self.record.badness(slot) is None
-        assert slot.digest not in self.refused
+        assert (slot.digest, slot.changes) not in self.refused
         if slot.digest not in self.kept:
             assert slot.digest in self.broken, "what was needed has been removed"
             return [Damaged(slot.digest, "damaged")]
@@ -527,15 +514,14 @@ class Device(RuleBasedStateMachine):
         self.feed(Hindered("the disk is full"), cut)
 
     @precondition(lambda self: isinstance(self.work, Admitted) or self.tried)
-    @rule(cut=CUT, changes=st.booleans())
-    def refuse(self, cut: int | None, changes: bool) -> None:
-        slot, others = self.record.candidate, (self.record.active, self.record.previous)
+    @rule(cut=CUT)
+    def refuse(self, cut: int | None) -> None:
+        slot = self.record.candidate
         assert slot is not None
-        alone = changes or any(other and other.digest == slot.digest for other in others)
         self.work = None
-        self.feed(Refused("3 faults", changes), cut)
-        if cut != 0 and not alone:
-            self.refused.add(slot.digest)
+        self.feed(Refused("3 faults"), cut)
+        if cut != 0:
+            self.refused.add((slot.digest, slot.changes))
 
     @precondition(lambda self: self.tried)
     @rule(cut=CUT)
@@ -550,8 +536,8 @@ class Device(RuleBasedStateMachine):
         self.feed(Faulted(active, "3 faults in a row"), cut)
         if cut != 0 and previous:
             self.proven = self.record.active
-            if active.digest != previous.digest:
-                self.refused.add(active.digest)
+            if active != previous:
+                self.refused.add((active.digest, active.changes))
 
     @precondition(lambda self: self.record.trial)
     @rule(cut=CUT)

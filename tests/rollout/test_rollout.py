@@ -138,7 +138,7 @@ async def test_what_admission_refuses_is_in_quarantine(box: Box, error: Exceptio
         await until(lambda: box.last.state == "refused")
         assert box.last.reason == str(error)
         assert box.last.current == slot("1.0.0").report
-        assert rollout.record.badness(slot("1.1.0", other="settings"))
+        assert rollout.record.badness(slot("1.1.0"))
         assert ("parts", slot("1.1.0").digest) not in box.store.slots
         assert [each for each in box.serving.done if each[1] == "1.1.0"] == []
 
