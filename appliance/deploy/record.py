@@ -61,7 +61,7 @@ class Bad(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True,
     """How it ended."""
     reason: Reason
     changes: Digest
-    """Only with these; empty: whatever is changed of it."""
+    """Of the slot: what the operator had changed of the bundle."""
 
     def is_about(self, slot: Slot) -> bool:
         return (self.digest, self.changes) == (slot.digest, slot.changes)
