@@ -32,7 +32,7 @@ from appliance.config import FleetConfig
 from appliance.deploy.bundle import MAX_INDEX_BYTES, Bundle, bundle_target, decode_bundle
 from appliance.deploy.desired import MAX_DESIRED_BYTES, Assignment, Desired, decode_desired
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES
-from appliance.deploy.floor import MAX_FLOOR_BYTES, MAX_SECONDS, ROLES, Floor, decode_floor, encode_floor
+from appliance.deploy.floor import MAX_FLOOR_BYTES, MAX_SECONDS, ROLES, SEEN_SECONDS, Floor, decode_floor, encode_floor
 from appliance.device.durable import make_directory, sync_tree, write_durably, writing
 from appliance.device.reading import open_plain
 from appliance.errors import ConfigError, PeerError
@@ -108,6 +108,7 @@ class Trust:
         self._wall = wall
         self._floor_file = directory / "floor.json"
         self._metadata = directory / "metadata"
+        self._last: tuple[Mapping[str, bytes], Verified] | None = None
         self._lock = threading.Lock()  # the client's files are not for two at a time
         with writing(directory):
             make_directory(self._metadata.parent)
@@ -118,11 +119,19 @@ class Trust:
         """Verify metadata (file name -> bytes) from the root on. TrustError says whether to wait."""
         with self._lock:
             now = min(max(self._wall(), self._floor.seen, MADE_SECONDS), MAX_SECONDS)
+            if self._last is not None and metadata == self._last[0] and now < self._again_at(self._last[1]):
+                return self._last[1]
+            self._last = None
             fetcher = _Fetcher(metadata)
             updater = self.guarded(lambda: self._refreshed(fetcher, now))
             verified = Verified(self, updater, fetcher)
             self._keep_floor(verified.versions, _keys(updater), now)
+            self._last = metadata, verified
             return verified
+
+    def _again_at(self, verified: "Verified") -> float:
+        """Unix seconds: until then the same metadata is not verified again, for the client writes to the disk then."""
+        return min(verified.expires.timestamp(), self._floor.seen + SEEN_SECONDS)
 
     def guarded(self, call: Callable[[], Result]) -> Result:
         """What the client does, its errors sorted. Files of its own that get in its way are thrown away."""

@@ -16,6 +16,7 @@ from appliance.deploy import trust
 from appliance.deploy.bundle import Bundle, BundleFile, bundle_target, encode_bundle
 from appliance.deploy.desired import Assignment, Desired
 from appliance.deploy.fleet_topics import MAX_METADATA_BYTES
+from appliance.deploy.floor import SEEN_SECONDS
 from appliance.deploy.trust import (
     MADE_SECONDS,
     IncompleteError,
@@ -370,6 +371,21 @@ def test_the_floor_is_written_only_where_something_is_new(box: Box, fleet: Fleet
 
 
 # Forgery
+
+
+def test_what_was_verified_is_not_verified_again_within_the_hour(box: Box, fleet: Fleet) -> None:
+    """The client writes its first root and a link anew whenever it is used."""
+    root = box.directory / "metadata" / "root_history" / "1.root.json"
+    first = box.refresh()
+    written = root.stat().st_ino, root.stat().st_mtime_ns
+    box.clock.now += SEEN_SECONDS - 1
+    assert box.refresh() is first
+    assert (root.stat().st_ino, root.stat().st_mtime_ns) == written
+    box.clock.now += 1
+    second = box.refresh()
+    assert second is not first
+    fleet.publish()
+    assert box.refresh() is not second
 
 
 def test_metadata_of_another_fleet_is_refused(box: Box) -> None:
