@@ -156,7 +156,7 @@ def test_a_classifier_without_a_model_says_how_to_give_one(tmp_path: Path) -> No
     handlers = Path(__file__).parents[2] / "handlers"
     ran = run(tmp_path, "run", "--handler", str(handlers / "classify"))
     assert ran.returncode == 2
-    assert "--set classify.model.model=PATH" in ran.stderr
+    assert "--set classify.model=PATH" in ran.stderr
 
 
 @pytest.mark.slow
