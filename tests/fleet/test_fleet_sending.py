@@ -87,7 +87,7 @@ def test_who_ends_the_waiting_is_told_that_devices_go_on(
     said = desk.run("deploy", handler(tmp_path), "--to", "all", code=4)
     assert "devices go on; `appliance fleet status`" in said
     monkeypatch.setattr("appliance.fleet.operate.synchronise", interrupted)
-    assert "`appliance fleet refresh` sends it" in desk.run("undeploy", "motion", "--to", "all", code=1)
+    assert "`appliance fleet refresh` sends it" in desk.run("undeploy", "motion", "--to", "all", code=130)
 
 
 def test_revocations_and_rotations_are_sent(desk: Desk, broker: Broker) -> None:
