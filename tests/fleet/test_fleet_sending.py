@@ -1,8 +1,11 @@
 """What the commands that sign do at the broker, with that side played."""
 
+import errno
+import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from signing_desk import Desk, handler
 
@@ -75,6 +78,24 @@ def test_what_is_signed_and_not_sent_is_said(desk: Desk, broker: Broker, tmp_pat
     ((fleet, sweep),) = broker.sent
     assert sweep
     assert fleet.targets() == ("groups/all.json",)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_is_signed_is_sent_though_that_cannot_be_said(
+    error: OSError, desk: Desk, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echo = click.echo
+
+    def closed_when_it_is_signed(text: Any = "", **more: Any) -> None:
+        if re.match("signed:|keys/timestamp", str(text)):
+            raise error
+        echo(text, **more)
+
+    monkeypatch.setattr(click, "echo", closed_when_it_is_signed)
+    desk.run("deploy", handler(tmp_path), "--to", "all", "--timeout", 7)
+    desk.run("key", "rotate", "timestamp")
+    assert [fleet.targets() for fleet, _ in broker.sent] == [("groups/all.json",)] * 2
+    assert len(broker.expected) == 1, "devices are waited for, and the exit code is about them"
 
 
 def test_who_ends_the_waiting_is_told_that_devices_go_on(
