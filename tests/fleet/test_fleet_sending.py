@@ -11,7 +11,7 @@ from signing_desk import Desk, handler
 
 from appliance.errors import PeerError
 from appliance.fleet.repository import Fleet
-from appliance.fleet.watching import Arrival, Expected, Outcome
+from appliance.fleet.watching import NOT_TRIED_AGAIN, Arrival, Expected, Outcome
 
 
 class Broker:
@@ -62,10 +62,11 @@ def test_the_worst_outcome_is_the_exit_code(desk: Desk, broker: Broker, tmp_path
         desk.run("deploy", f"motion@{number}.0.0", "--to", "tills", "--no-wait")
     desk.run("deploy", handler(tmp_path, version="3.0.0"), "--to", "tills", "--no-wait")
     broker.verdicts = {"2.0.0": "failed"}
-    desk.run("rollback", "motion", "--to", "all", "--to", "tills", "--timeout", 7, code=1)
+    said = desk.run("rollback", "motion", "--to", "all", "--to", "tills", "--timeout", 7, code=1)
+    assert said.count(NOT_TRIED_AGAIN) == 1
     assert {(each.version, *each.groups) for each in broker.expected} == {("1.0.0", "all"), ("2.0.0", "tills")}
     broker.verdicts = {"3.0.0": "waiting"}
-    desk.run("deploy", "motion", "--to", "all", "--timeout", 7, code=4)
+    assert NOT_TRIED_AGAIN not in desk.run("deploy", "motion", "--to", "all", "--timeout", 7, code=4)
 
 
 def test_what_is_signed_and_not_sent_is_said(desk: Desk, broker: Broker, tmp_path: Path) -> None:
