@@ -1,6 +1,7 @@
 """A new handler: a directory that builds at once, from the templates of this package."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +38,10 @@ _WORDS: Mapping[Language, Mapping[str, str]] = {
 
 
 def begin(name: str, language: Language, directory: Path) -> list[Path]:
-    """Write the directory of a new handler; what was written. ConfigError where that cannot be."""
+    """Write the directory of a new handler; what was written. ConfigError where that cannot be.
+
+    Where it fails or is interrupted, nothing of it is left.
+    """
     if not is_name(name):
         raise ConfigError(
             f"{name!r} is no name for a handler: lower-case letters and digits, with - and _ between them"
@@ -47,11 +51,14 @@ def begin(name: str, language: Language, directory: Path) -> list[Path]:
     words = {"name": name, **_WORDS[language]}
     written = []
     try:
-        for path, text in _files(language):
-            target = directory / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(_filled(text, words), "utf-8")
-            written.append(target)
+        with ExitStack() as undo:
+            for path, text in _files(language):
+                target = directory / path
+                _make_directory(target.parent, undo)
+                undo.callback(target.unlink, missing_ok=True)  # before it is there: half a file goes, too
+                target.write_text(_filled(text, words), "utf-8")
+                written.append(target)
+            undo.pop_all()
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from error
     return written
@@ -74,6 +81,20 @@ def _files(language: Language) -> Iterator[tuple[Path, str]]:
             yield path.with_name(_HIDDEN.get(path.name, path.name)), (TEMPLATES / part / path).read_text("utf-8")
     for path in _below(SDK / language):
         yield "sdk" / path, (SDK / language / path).read_text("utf-8")
+
+
+def _make_directory(directory: Path, undo: ExitStack) -> None:
+    """With those above it; ``undo`` removes what was made, unless somebody else has put something there."""
+    if directory.exists():
+        return
+    _make_directory(directory.parent, undo)
+    directory.mkdir()
+    undo.callback(_remove_empty, directory)
+
+
+def _remove_empty(directory: Path) -> None:
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def _below(directory: Path) -> list[Path]:

@@ -70,7 +70,7 @@ async def frames_of(configs: Sequence[CameraConfig], observes: Sequence[int]) ->
 async def _pictures(config: CameraConfig, observes: Sequence[int]) -> AsyncGenerator[Named, None]:
     tag = CAMERA_TAG if CAMERA_TAG in observes else observes[0]
     number = 0
-    async with CameraFeed(config) as feed:
+    async with CameraFeed(config, patient=False) as feed:
         async for picture in feed:
             number += 1
             yield Named(_name(config, picture, number), await _frame(config, tag, picture))

@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Self
 
 from appliance.backoff import Backoff
-from appliance.camera.camera import Camera, Picture, open_camera
+from appliance.camera.camera import Camera, Picture, open_camera, printable
 from appliance.camera.reader import Outcome, Reader
 from appliance.camera.watch import Action, CameraWatch, FeedState
 from appliance.config import CameraConfig
-from appliance.errors import DeviceError
+from appliance.errors import ConfigError, DeviceError
 
 OPEN_SECONDS = 30.0
 """What opening a camera, and its first picture, may take each."""
@@ -34,6 +34,7 @@ class CameraFeed:
 
     Ends with a finite camera. Raises ConfigError for what can never work, and DeviceError where a finite
     camera (a file) broke down or the driver hangs for good; a live camera that fails is tried again for ever.
+    Without ``patient`` that is so only after its first picture: a first attempt that fails is a ConfigError.
     ``on_state`` is called on the event loop at every change of :attr:`state`.
     """
 
@@ -41,12 +42,14 @@ class CameraFeed:
         self,
         config: CameraConfig,
         *,
+        patient: bool = True,
         open_camera: Callable[[CameraConfig], Camera] = open_camera,
         on_state: Callable[[FeedState], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         backoff: Backoff | None = None,
     ) -> None:
         self._config = config
+        self._patient = patient
         self._open = open_camera
         self._on_state = on_state
         self._clock = clock
@@ -131,14 +134,21 @@ class CameraFeed:
             return
         self._watch.failed(str(error), now)
         worth_another_try = isinstance(error, DeviceError) and (outcome.live or not outcome.opened)
-        if not worth_another_try:
-            self._error = error
+        self._error = self._given_up(str(error)) if worth_another_try else error
+
+    def _given_up(self, why: str) -> ConfigError | None:
+        """The error where a failed attempt was the last."""
+        if self._patient or self.counters["captured"]:
+            return None
+        return ConfigError(f"{why}; it has to be a camera that is there now, a video, a picture or a directory of them")
 
     def _act(self, action: Action | None) -> None:
         if action is Action.GIVE_UP:
             reader = self._retire()
             if reader is not None:
                 self._hung.append(reader)
+            where = f"camera {self._config.name}: {printable(self._config.url)}"
+            self._error = self._given_up(f"{where}: {self.state.reason}")
         elif action is Action.OPEN:
             self._hung = [reader for reader in self._hung if reader.alive]
             if len(self._hung) >= MAX_HUNG:

@@ -9,7 +9,9 @@ def main() -> None:
     if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from appliance.cli.commands import cli  # noqa: PLC0415
+    from appliance.cli.output import watched_output  # noqa: PLC0415
 
     if ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    cli()
+    with watched_output():
+        cli()

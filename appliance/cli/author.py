@@ -115,8 +115,8 @@ def test_handler(
     or any other camera. Every frame is handled, none is dropped; nothing is published. For a handler that observes what
     another emits, an INPUT is a file NAME.jsonl of what `test --json` printed of the other.
 
-    A line for each result, then a summary. Ctrl-C ends it with the summary of what was done. Exit code 1: a frame
-    failed.
+    A line for each result, then a summary. Ctrl-C ends it with the summary of what was done. A camera that gives no
+    picture at the first try is not waited for. Exit code 1: a frame failed.
 
     \b
     appliance handler test brightness pictures/

@@ -204,7 +204,10 @@ def prune(
 
     with desk(directory, key_paths, passphrase_file) as (before, keys):
         draft = Draft(before, utc_now())
-        for role, name, version in unwanted(before, {"targets", *developers}):
+        dropped = list(unwanted(before, {"targets", *developers}))
+        if not dropped:
+            click.echo("no version to drop")
+        for role, name, version in dropped:
             click.echo(f"{name} {version}")
             draft.remove_bundle(role, name, version)
         if dry_run:

@@ -272,7 +272,7 @@ def _follow(
     from appliance.deploy.desired import Assignment  # noqa: PLC0415
     from appliance.deploy.record import slot_of  # noqa: PLC0415
     from appliance.fleet.assignments import target_of  # noqa: PLC0415
-    from appliance.fleet.watching import exit_code_of  # noqa: PLC0415
+    from appliance.fleet.watching import EXIT_FAILED, NOT_TRIED_AGAIN, exit_code_of  # noqa: PLC0415
 
     if no_send or not send(directory) or no_wait:
         return
@@ -280,11 +280,12 @@ def _follow(
     for target in map(target_of, to):
         was = wanted.was(target, name)
         expected[slot_of(was).report if isinstance(was, Assignment) else was].append(target)
-    raise SystemExit(
-        exit_code_of(
-            [_wait(directory, name, wanted.was(targets[0], name), targets, timeout) for targets in expected.values()]
-        )
+    code = exit_code_of(
+        [_wait(directory, name, wanted.was(targets[0], name), targets, timeout) for targets in expected.values()]
     )
+    if code == EXIT_FAILED:
+        click.echo(NOT_TRIED_AGAIN, err=True)
+    raise SystemExit(code)
 
 
 def _wait(directory: Path, name: str, said: "Was", targets: Iterable[str], timeout: float) -> int:

@@ -13,6 +13,7 @@ from appliance.cli.fleet_options import (
     key_options,
     new_passphrase,
     passphrase_option,
+    say,
     send,
     send_option,
     tell,
@@ -256,7 +257,7 @@ def rotate(
         draft.set_keys(role, [gone], added, None)
         settled = carry_out(draft, keys, made)
         for name in made:
-            click.echo(f"keys/{name}.pem is the new key of {role}; the old one counts no more")
+            say(f"keys/{name}.pem is the new key of {role}; the old one counts no more")
     _finish(settled, directory, no_send=no_send)
 
 

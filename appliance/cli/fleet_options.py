@@ -5,7 +5,7 @@ import getpass
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -148,19 +148,23 @@ def publish_bundle(draft: "Draft", bundle: Path, role: str) -> "tuple[str, Assig
     return name, assignment
 
 
+def say(text: str) -> None:
+    """A line about what is signed already: that is sent though nobody reads it, or the disk is full."""
+    with suppress(OSError):
+        click.echo(text)
+
+
 def tell(settled: "Settled") -> None:
     """What is in force and what waits. Ends the command with EXIT_WAITS where all of it waits."""
     if settled.in_force:
-        click.echo(f"signed: {', '.join(settled.in_force)}")
+        say(f"signed: {', '.join(settled.in_force)}")
     for missing in settled.missing:
-        click.echo(f"waits:  {missing}")
+        say(f"waits:  {missing}")
     lacking = [missing.role for missing in settled.missing if missing.role not in CLOSING]
     if lacking:
-        click.echo(f"        who has such a key adds it: `appliance fleet sign {lacking[0]} --key FILE`")
+        say(f"        who has such a key adds it: `appliance fleet sign {lacking[0]} --key FILE`")
     elif settled.missing:
-        click.echo(
-            "        commit metadata/pending/ and targets/: the operator's `appliance fleet refresh` takes them in"
-        )
+        say("        commit metadata/pending/ and targets/: the operator's `appliance fleet refresh` takes them in")
     if not settled.in_force:
         raise SystemExit(EXIT_WAITS)
 

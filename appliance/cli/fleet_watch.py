@@ -38,8 +38,10 @@ def status(as_json: bool, timeout: float, directory: Path) -> None:
     """  # noqa: D301 - click wants the character \b
     from appliance.console.fleet import show_status  # noqa: PLC0415
     from appliance.console.plain import plain_console  # noqa: PLC0415
+    from appliance.deploy.report import FAILED_STATES  # noqa: PLC0415
     from appliance.fleet.operate import read_status  # noqa: PLC0415
     from appliance.fleet.repository import Fleet  # noqa: PLC0415
+    from appliance.fleet.watching import NOT_TRIED_AGAIN  # noqa: PLC0415
 
     with clear_errors():
         rows = asyncio.run(read_status(Fleet.open(directory), timeout))
@@ -47,6 +49,8 @@ def status(as_json: bool, timeout: float, directory: Path) -> None:
         click.echo(printable(msgspec.json.encode(rows).decode()))
     elif rows:
         show_status(rows, plain_console(stderr=False), time.time())
+        if any(row.state in FAILED_STATES for row in rows):
+            click.echo(NOT_TRIED_AGAIN, err=True)
     else:
         click.echo("no device of this fleet has said anything yet: docs/fleet.md says how one joins it", err=True)
         raise SystemExit(EXIT_FAILURE)

@@ -39,6 +39,10 @@ NEVER_HEARD_OF = "never heard of"
 FIRST_CLOCK = 1_700_000_000.0
 """A device that says it is earlier has no clock."""
 
+NOT_TRIED_AGAIN = (
+    "a bundle that a device has refused or rolled back for a fault of its own is not tried there again with the same "
+    "settings: deploy another version, or other settings"
+)
 EXIT_CONVERGED, EXIT_FAILED, EXIT_UNANSWERED = 0, 1, 4
 
 

@@ -198,6 +198,16 @@ def test_a_picture_that_is_not_there_is_told_before_anything_runs(handler: Path,
     assert "'nowhere.jpg'" in line
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["test", "bench"])
+def test_an_input_that_cannot_be_opened_is_not_waited_for(command: str, handler: Path) -> None:
+    tried = run(command, handler, "/dev/null")
+    assert (tried.returncode, tried.stdout) == (2, "")
+    assert re.search(
+        r"^appliance: .* /dev/null: .*; it has to be a camera that is there now, a video", tried.stderr, re.MULTILINE
+    )
+
+
 @pytest.mark.parametrize("engine", ["wasm3", pytest.param("wasmtime", marks=pytest.mark.slow)])
 def test_bench_suggests_limits_under_which_it_runs(handler: Path, pictures: Path, tmp_path: Path, engine: str) -> None:
     measured = tmp_path / "measured"

@@ -1,6 +1,7 @@
 """A new handler's directory, and that it builds at once and works, in every language."""
 
 import asyncio
+import errno
 import json
 import re
 from pathlib import Path
@@ -111,6 +112,27 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
         begin("brightness", "c", tmp_path / "file" / "new")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("place", ["empty", "above/new"])
+def test_what_is_not_finished_is_not_left(
+    place: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text = Path.write_text
+
+    def half(path: Path, text: str, encoding: str) -> None:
+        write_text(path, text[: len(text) // 2], encoding)
+        if path.parent.name == "sdk":  # the directory that is made last
+            raise error
+
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises((ConfigError, KeyboardInterrupt)):
+        begin("brightness", "c", tmp_path / place)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+    monkeypatch.undo()
+    assert begin("brightness", "c", tmp_path / place), "nothing is in the way of the next try"
 
 
 def test_the_compiler_of_assemblyscript_is_the_first_of_the_next_steps() -> None:

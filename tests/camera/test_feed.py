@@ -24,11 +24,12 @@ PATIENCE = 20
 class Watched:
     """A feed of a scripted camera, the states it went through, and a clock that can leap."""
 
-    def __init__(self, url: str, **keys: object) -> None:
+    def __init__(self, url: str, *, patient: bool = True, **keys: object) -> None:
         self.states: list[FeedState] = []
         self._leapt = 0.0
         config = CameraConfig(name="gate", url=url, stall_seconds=60, **keys)  # type: ignore[arg-type]
-        self.feed = CameraFeed(config, on_state=self.states.append, clock=self._now, backoff=Backoff(0.001, limit=0.01))
+        backoff = Backoff(0.001, limit=0.01)
+        self.feed = CameraFeed(config, patient=patient, on_state=self.states.append, clock=self._now, backoff=backoff)
 
     def _now(self) -> float:
         return time.monotonic() + self._leapt
@@ -112,6 +113,29 @@ async def test_a_camera_that_fails_is_opened_again(scripted: Register) -> None:
     assert watched.states[2].reason == "unplugged"
     assert watched.feed.counters["reopened"] == 2
     await closed(script, 2)
+
+
+async def test_a_camera_that_never_gave_a_picture_is_not_waited_for_without_patience(scripted: Register) -> None:
+    unplugged = DeviceError("unplugged")
+    at_once, when_read = [unplugged], [threading.Event(), unplugged]
+    for script in (Script(at_once, [picture(0), None]), Script(when_read, [picture(0), None])):
+        watched = Watched(scripted(script), patient=False)
+        with pytest.raises(ConfigError, match=r"^unplugged; it has to be a camera that is there now, a video,"):
+            await watched.numbers()
+        assert watched.names == ["opening", "failed"]
+    script = Script([picture(0), unplugged], [unplugged], [picture(1), None])  # later ones are, even so
+    assert await Watched(scripted(script), patient=False, lossless=True).numbers() == [0, 1]
+
+
+async def test_a_camera_that_hangs_at_first_is_not_waited_for_without_patience(scripted: Register) -> None:
+    script = Script([HANG], [picture(0), None])
+    watched = Watched(scripted(script), patient=False)
+    reading = asyncio.create_task(watched.numbers())
+    await happened(script.opening)
+    watched.leap(61)
+    with pytest.raises(ConfigError, match=r"^camera gate: scripted:0: did not open for 60 s; it has to be"):
+        await reading
+    script.let_go.set()
 
 
 async def test_a_camera_that_freezes_is_left_and_opened_again(scripted: Register) -> None:

@@ -276,6 +276,12 @@ def test_a_rollback_brings_back_what_was_undeployed(desk: Desk, tmp_path: Path) 
     assert deployed(desk) == "1.0.0"
 
 
+def test_prune_says_where_there_is_nothing_to_drop(desk: Desk, tmp_path: Path) -> None:
+    desk.run("deploy", handler(tmp_path), *ALL)
+    assert desk.run("prune", "--dry-run") == "no version to drop\n"
+    assert desk.run("prune").startswith("no version to drop\n")
+
+
 def test_prune_drops_what_nothing_desires(desk: Desk, device: Device, tmp_path: Path) -> None:
     for version in ("1.0.0", "2.0.0", "3.0.0"):
         desk.run("deploy", handler(tmp_path, version=version), *ALL)

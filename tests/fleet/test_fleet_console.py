@@ -20,7 +20,7 @@ from appliance.fleet.desk import create
 from appliance.fleet.keys import NewKey
 from appliance.fleet.log_lines import LogLine
 from appliance.fleet.settings import FleetMqtt, FleetSettings
-from appliance.fleet.watching import Arrival, Row, seconds_of
+from appliance.fleet.watching import NOT_TRIED_AGAIN, Arrival, Row, seconds_of
 
 HOSTILE = "\x1b[2J\r\n\x9b[red]bad"
 FETCHING = Arrival("a", "waiting", "fetching", "1.0.0", "", Progress(1, 4))
@@ -156,14 +156,17 @@ async def test_status_prints_a_table_or_json(directory: Path, broker: Mosquitto)
     assert (code, out) == (1, "")
     assert "no device of this fleet" in err
     await say(broker.port, [device("a"), parts("a", "refused", None, "traps")])
-    code, out, _ = await asyncio.to_thread(run, "status", "-C", str(directory))
-    assert code == 0
+    code, out, err = await asyncio.to_thread(run, "status", "-C", str(directory))
+    assert (code, err) == (0, f"{NOT_TRIED_AGAIN}\n")
     assert out.splitlines()[1].startswith("a\t")
     assert out.splitlines()[1].endswith("\ttraps")
-    code, out, _ = await asyncio.to_thread(run, "status", "--json", "-C", str(directory))
+    code, out, err = await asyncio.to_thread(run, "status", "--json", "-C", str(directory))
+    assert (code, err) == (0, "")
     (row,) = json.loads(out)
     assert (row["device"], row["handler"], row["desired"], row["current"]) == ("a", "parts", "2.0.0", "")
     assert (row["state"], row["reason"]) == ("refused", "traps")
+    await say(broker.port, [parts("a", "active")])
+    assert (await asyncio.to_thread(run, "status", "-C", str(directory)))[2] == ""
 
 
 def test_commands_name_what_is_wrong(directory: Path, broker: Mosquitto) -> None:

@@ -1,14 +1,17 @@
 """What the commands that sign do at the broker, with that side played."""
 
+import errno
+import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from signing_desk import Desk, handler
 
 from appliance.errors import PeerError
 from appliance.fleet.repository import Fleet
-from appliance.fleet.watching import Arrival, Expected, Outcome
+from appliance.fleet.watching import NOT_TRIED_AGAIN, Arrival, Expected, Outcome
 
 
 class Broker:
@@ -59,10 +62,11 @@ def test_the_worst_outcome_is_the_exit_code(desk: Desk, broker: Broker, tmp_path
         desk.run("deploy", f"motion@{number}.0.0", "--to", "tills", "--no-wait")
     desk.run("deploy", handler(tmp_path, version="3.0.0"), "--to", "tills", "--no-wait")
     broker.verdicts = {"2.0.0": "failed"}
-    desk.run("rollback", "motion", "--to", "all", "--to", "tills", "--timeout", 7, code=1)
+    said = desk.run("rollback", "motion", "--to", "all", "--to", "tills", "--timeout", 7, code=1)
+    assert said.count(NOT_TRIED_AGAIN) == 1
     assert {(each.version, *each.groups) for each in broker.expected} == {("1.0.0", "all"), ("2.0.0", "tills")}
     broker.verdicts = {"3.0.0": "waiting"}
-    desk.run("deploy", "motion", "--to", "all", "--timeout", 7, code=4)
+    assert NOT_TRIED_AGAIN not in desk.run("deploy", "motion", "--to", "all", "--timeout", 7, code=4)
 
 
 def test_what_is_signed_and_not_sent_is_said(desk: Desk, broker: Broker, tmp_path: Path) -> None:
@@ -77,6 +81,24 @@ def test_what_is_signed_and_not_sent_is_said(desk: Desk, broker: Broker, tmp_pat
     assert fleet.targets() == ("groups/all.json",)
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_is_signed_is_sent_though_that_cannot_be_said(
+    error: OSError, desk: Desk, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echo = click.echo
+
+    def closed_when_it_is_signed(text: Any = "", **more: Any) -> None:
+        if re.match("signed:|keys/timestamp", str(text)):
+            raise error
+        echo(text, **more)
+
+    monkeypatch.setattr(click, "echo", closed_when_it_is_signed)
+    desk.run("deploy", handler(tmp_path), "--to", "all", "--timeout", 7)
+    desk.run("key", "rotate", "timestamp")
+    assert [fleet.targets() for fleet, _ in broker.sent] == [("groups/all.json",)] * 2
+    assert len(broker.expected) == 1, "devices are waited for, and the exit code is about them"
+
+
 def test_who_ends_the_waiting_is_told_that_devices_go_on(
     desk: Desk, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +109,7 @@ def test_who_ends_the_waiting_is_told_that_devices_go_on(
     said = desk.run("deploy", handler(tmp_path), "--to", "all", code=4)
     assert "devices go on; `appliance fleet status`" in said
     monkeypatch.setattr("appliance.fleet.operate.synchronise", interrupted)
-    assert "`appliance fleet refresh` sends it" in desk.run("undeploy", "motion", "--to", "all", code=1)
+    assert "`appliance fleet refresh` sends it" in desk.run("undeploy", "motion", "--to", "all", code=130)
 
 
 def test_revocations_and_rotations_are_sent(desk: Desk, broker: Broker) -> None:
