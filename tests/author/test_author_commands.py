@@ -208,7 +208,8 @@ def test_an_input_that_cannot_be_opened_is_not_waited_for(command: str, handler:
     )
 
 
-@pytest.mark.parametrize("engine", ["wasm3", pytest.param("wasmtime", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["wasm3", "wasmtime"])
 def test_bench_suggests_limits_under_which_it_runs(handler: Path, pictures: Path, tmp_path: Path, engine: str) -> None:
     measured = tmp_path / "measured"
     measured.mkdir()

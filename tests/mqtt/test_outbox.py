@@ -227,7 +227,7 @@ class OutboxMachine(RuleBasedStateMachine):
         assert self.outbox.wake_at() is None
 
 
-OutboxMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+OutboxMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
 TestOutbox = OutboxMachine.TestCase
 
 

@@ -225,6 +225,7 @@ def test_a_program_in_rust_that_fails() -> None:
         program(rust_program("report"), "nowhere").handle(**PICTURE)
 
 
+@pytest.mark.slow
 def test_a_program_in_go() -> None:
     host = program(go_program("report"), "{frame}")
     assert document(host.handle(b"abc", **PICTURE)) == {"bytes": 3, "sum": 97 + 98 + 99}
