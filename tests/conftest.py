@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,12 @@ from zipper_on_loopback import peers, ring, running  # noqa: F401 - fixtures
 
 BUILD = Path(__file__).parent.parent / "handlers" / "build.py"
 DELEGATE = Path(__file__).with_name("inference") / "delegate" / "counting_delegate.c"
+
+
+def pytest_configure() -> None:
+    """Processes that are started here take SIGHUP as they do at a terminal, also where nohup runs the tests."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # a handler is not inherited, and what nohup is for stays
 
 
 @pytest.fixture(scope="session")
