@@ -104,6 +104,7 @@ class Deployer:
         self._started = asyncio.Event()
         self._group = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
+        self._ending = False
         self._read = False
         """The records were read: every handler that has one is known."""
         self._booting = asyncio.Lock()
@@ -157,6 +158,7 @@ class Deployer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ears.ignore((self._topics.all_metadata,))
+        self._ending = True
         for task in self._tasks:
             task.cancel()
         theirs = isinstance(error, asyncio.CancelledError)  # an error of the body's own passes as it is
@@ -184,6 +186,8 @@ class Deployer:
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self._tasks = [task for task in self._tasks if not task.done()]
         task = self._group.create_task(work)
+        if self._ending:  # by an order that had not yet heard that it is cancelled
+            task.cancel()
         self._tasks.append(task)
         return task
 

@@ -866,6 +866,20 @@ async def test_one_that_comes_back_while_others_are_forgotten_is_deployed(
         assert device.store.records() == [left]
 
 
+async def test_what_is_begun_while_it_ends_ends_too(device: Device) -> None:
+    """The task of a new rollout: the order that begins it may not yet have heard that it is cancelled."""
+
+    async def late(deployer: Deployer) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            deployer._begin(asyncio.Event().wait())
+
+    async with asyncio.timeout(5), device.deployer() as deployer:
+        deployer._begin(late(deployer))
+        await asyncio.sleep(0)
+
+
 async def test_what_is_fetched_while_the_disk_is_tidied_stays(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A collection that has begun does not know of what comes meanwhile."""
     collect, begun = device.store.collect, threading.Event()
