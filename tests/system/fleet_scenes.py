@@ -153,7 +153,8 @@ def starting(tmp_path: Path, broker: Mosquitto) -> Start:
 
     @asynccontextmanager
     async def start(config: Config) -> AsyncIterator[FleetBox]:
-        async with Subscriber(broker.port) as subscriber:
+        # QoS 0: an acknowledgement to a dead broker fails before all is read that it wrote
+        async with Subscriber(broker.port, qos=0) as subscriber:
             appliance = Appliance(config, open_state(str(tmp_path / config.device.name)))
             box = FleetBox(appliance, subscriber, asyncio.Event())
             running = asyncio.create_task(appliance.run(box.stop))

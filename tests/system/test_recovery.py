@@ -4,8 +4,9 @@ import os
 import signal
 from collections import Counter
 
+import msgspec
 import pytest
-from mosquitto import Mosquitto
+from mosquitto import Gate, Mosquitto
 from whole import configuration
 
 from appliance.config import CameraConfig
@@ -81,20 +82,28 @@ async def test_a_killed_zygote_comes_back_with_all_workers(start, broker: Mosqui
 
 @pytest.mark.parametrize("seconds", [pytest.param(1.0), pytest.param(30.0, marks=pytest.mark.slow)])
 async def test_no_result_is_lost_while_the_broker_is_dead(start, broker: Mosquitto, seconds: float) -> None:
-    async with start(configuration(broker)) as box:
-        await box.more_results()
-        broker.kill()
-        await box.until(lambda: not box.appliance.publisher.stats.connection.connected)
-        begun = box.appliance.publisher.stats.results
-        wanted = begun + int(seconds * 20)
-        await box.until(lambda: box.appliance.publisher.stats.results >= wanted)
-        stats = box.appliance.publisher.stats
-        assert stats.backlog > 0
-        assert stats.published < stats.results
-        broker.start()
-        await box.until(lambda: box.appliance.publisher.stats.backlog < 5)
-        await box.more_results()
-        await box.until(lambda: box.state("box/status").get("state") == "ready")
+    """The broker forgets all it had; whoever has subscribed again before the box is back sees every result."""
+    config = configuration(broker)
+    async with Gate(broker.port) as gate:
+        config = msgspec.structs.replace(config, mqtt=msgspec.structs.replace(config.mqtt, url=gate.url))
+        async with start(config) as box:
+            await box.more_results()
+            broker.kill()
+            await box.subscriber.subscribed(False)
+            await gate.shut()
+            await box.until(lambda: not box.appliance.publisher.stats.connection.connected)
+            begun = box.appliance.publisher.stats.results
+            wanted = begun + int(seconds * 20)
+            await box.until(lambda: box.appliance.publisher.stats.results >= wanted)
+            stats = box.appliance.publisher.stats
+            assert stats.backlog > 0
+            assert stats.published < stats.results
+            broker.start()
+            await box.subscriber.subscribed()
+            await gate.open()
+            await box.until(lambda: box.appliance.publisher.stats.backlog < 5)
+            await box.more_results()
+            await box.until(lambda: box.state("box/status").get("state") == "ready")
     assert box.summary.lost == 0
     assert box.summary.published == box.summary.results
     numbers = list(dict.fromkeys(sequence_numbers(box)))

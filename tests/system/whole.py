@@ -73,7 +73,8 @@ def start(tmp_path: Path, broker: Mosquitto):
 
     @asynccontextmanager
     async def starting(config: Config, reread: Callable[[], Config] | None = None) -> AsyncIterator[Box]:
-        async with Subscriber(broker.port) as subscriber:
+        # QoS 0: an acknowledgement to a dead broker fails before all is read that it wrote
+        async with Subscriber(broker.port, qos=0) as subscriber:
             appliance = Appliance(config, open_state(str(tmp_path / "state")), reread=reread)
             box = Box(appliance, subscriber, asyncio.Event())
             running = asyncio.create_task(appliance.run(box.stop))
