@@ -16,9 +16,10 @@ DELEGATE = Path(__file__).with_name("inference") / "delegate" / "counting_delega
 
 
 def pytest_configure() -> None:
-    """Processes that are started here take SIGHUP as they do at a terminal, also where nohup runs the tests."""
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda *_: None)  # a handler is not inherited, and what nohup is for stays
+    """Processes that are started here take signals as at a terminal, also under nohup or a script's &."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # a handler is not inherited, and what was ignored still is
 
 
 @pytest.fixture(scope="session")

@@ -323,7 +323,7 @@ class HostileScene:
             with gone(file):
                 assert digest_of(file.read_bytes()) == file.name
             assert file.name in signed
-        for slot in (directory / "slots").glob("*/*"):
+        for slot in [slot for handler in listed(directory / "slots") for slot in listed(handler)]:
             with gone(slot):
                 index = (slot / INDEX_FILE).read_bytes()
                 assert slot.name == digest_of(index)
@@ -363,6 +363,14 @@ class HostileScene:
         assert max(map(len, held.values()), default=0) <= MAX_METADATA_BYTES
         assert self.broker.most <= 1 + AT_A_TIME * MAX_WINDOW
         assert set(self.deployer._rollouts) <= {name for name, _, _ in self.signed}
+
+
+def listed(directory: Path) -> list[Path]:
+    """Nothing where it has just been removed."""
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 @contextmanager
