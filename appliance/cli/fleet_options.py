@@ -171,20 +171,24 @@ def tell(settled: "Settled") -> None:
 
 def send(directory: Path, *, sweep: bool = False) -> bool:
     """Bring what is signed to the broker; False where the fleet has none. Called without the lock."""
+    with clear_errors():
+        try:
+            return _send(directory, sweep=sweep)
+        except (ApplianceError, KeyboardInterrupt):
+            click.echo("it is signed, but not sent; `appliance fleet refresh` sends it", err=True)
+            raise
+
+
+def _send(directory: Path, *, sweep: bool) -> bool:
     from appliance.console.fleet import fleet_display  # noqa: PLC0415
     from appliance.console.plain import plain_console  # noqa: PLC0415
     from appliance.fleet.operate import synchronise  # noqa: PLC0415
     from appliance.fleet.repository import Fleet  # noqa: PLC0415
 
-    with clear_errors():
-        fleet = Fleet.open(directory)
-        if not fleet.settings.mqtt.url:
-            click.echo("not sent: fleet.toml has no mqtt.url", err=True)
-            return False
-        try:
-            with fleet_display(plain_console(stderr=True)) as display:
-                asyncio.run(synchronise(fleet, display, sweep=sweep))
-        except (ApplianceError, KeyboardInterrupt):
-            click.echo("it is signed, but not sent; `appliance fleet refresh` sends it", err=True)
-            raise
+    fleet = Fleet.open(directory)
+    if not fleet.settings.mqtt.url:
+        click.echo("not sent: fleet.toml has no mqtt.url", err=True)
+        return False
+    with fleet_display(plain_console(stderr=True)) as display:
+        asyncio.run(synchronise(fleet, display, sweep=sweep))
     return True

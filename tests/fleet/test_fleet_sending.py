@@ -9,6 +9,7 @@ import click
 import pytest
 from signing_desk import Desk, handler
 
+from appliance.cli.commands import EXIT_INTERRUPTED
 from appliance.errors import PeerError
 from appliance.fleet.repository import Fleet
 from appliance.fleet.watching import NOT_TRIED_AGAIN, Arrival, Expected, Outcome
@@ -79,6 +80,23 @@ def test_what_is_signed_and_not_sent_is_said(desk: Desk, broker: Broker, tmp_pat
     ((fleet, sweep),) = broker.sent
     assert sweep
     assert fleet.targets() == ("groups/all.json",)
+
+
+def test_who_interrupts_between_signing_and_sending_is_told_how_to_go_on(
+    desk: Desk, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Fleet.open
+
+    def interrupted_when_signed(directory: Path) -> Fleet:
+        fleet = opened(directory)
+        if fleet.targets():
+            raise KeyboardInterrupt
+        return fleet
+
+    monkeypatch.setattr(Fleet, "open", interrupted_when_signed)
+    said = desk.run("deploy", handler(tmp_path), "--to", "all", code=EXIT_INTERRUPTED)
+    assert "it is signed, but not sent; `appliance fleet refresh` sends it" in said
+    assert broker.sent == []
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "No space left on device")])
