@@ -13,28 +13,40 @@ AT_AN_IMPORT = """
 import os, signal, sys
 
 def interrupt(event, arguments):
-    if event == "import" and arguments[0] == "appliance.cli.run":
+    if event == "import" and arguments[0] == module:
         os.kill(os.getpid(), signal.SIGINT)
 
 signal.signal(signal.SIGINT, getattr(signal, sys.argv.pop(1)))
+module = sys.argv.pop(1)
 sys.addaudithook(interrupt)
 from appliance.cli import main
 main()
 """
 
 
-def interrupted_at_an_import(handling: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", AT_AN_IMPORT, handling, "--version"]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+def interrupted_at_an_import(handling: str, module: str, *command: str) -> "subprocess.CompletedProcess[str]":
+    words = [sys.executable, "-c", AT_AN_IMPORT, handling, module, *command]
+    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
 
 
-def test_while_the_commands_are_imported_nothing_is_said() -> None:
-    done = interrupted_at_an_import("default_int_handler")
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("appliance.cli.run", ["--version"]),
+        ("aioquic.tls", ["source"]),
+        ("aioquic.tls", ["run"]),
+        ("aioquic.tls", ["zipper"]),
+        ("appliance.author.trial", ["handler", "test", ".", "."]),
+        ("appliance.author.trial", ["handler", "bench", ".", "."]),
+    ],
+)
+def test_while_modules_are_imported_nothing_is_said(module: str, command: list[str]) -> None:
+    done = interrupted_at_an_import("default_int_handler", module, *command)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_what_ignores_interrupts_goes_on_doing_so() -> None:
-    done = interrupted_at_an_import("SIG_IGN")
+    done = interrupted_at_an_import("SIG_IGN", "appliance.cli.run", "--version")
     assert done.returncode == 0
     assert "version" in done.stdout
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from appliance.cli.interrupts import importing
 from appliance.cli.options import clear_errors, config_option, effective, log_option, settings_of
 from appliance.config import Config, HandlerConfig
 from appliance.errors import ConfigError, HandlerError
@@ -123,12 +124,13 @@ def test_handler(
     appliance handler test handlers/detect street.mp4 --frames 100 --annotate drawn \\
         --set model=ssd.tflite --set labels=coco.txt
     """  # noqa: D301 - click wants the character \b
-    from appliance.author.inputs import cameras  # noqa: PLC0415
-    from appliance.author.outcome import NOT_RUNNING  # noqa: PLC0415
-    from appliance.author.tally import Tally  # noqa: PLC0415
-    from appliance.author.telling import frame_lines, summary_lines  # noqa: PLC0415
-    from appliance.author.trial import try_out  # noqa: PLC0415
-    from appliance.console.trial import progress  # noqa: PLC0415
+    with importing():
+        from appliance.author.inputs import cameras  # noqa: PLC0415
+        from appliance.author.outcome import NOT_RUNNING  # noqa: PLC0415
+        from appliance.author.tally import Tally  # noqa: PLC0415
+        from appliance.author.telling import frame_lines, summary_lines  # noqa: PLC0415
+        from appliance.author.trial import try_out  # noqa: PLC0415
+        from appliance.console.trial import progress  # noqa: PLC0415
 
     with clear_errors():
         config, spec = _load(config_path, log, directory, settings)
@@ -191,11 +193,12 @@ def bench_handler(
     \b
     appliance handler bench brightness picture.jpg
     """  # noqa: D301 - click wants the character \b
-    from appliance.author.inputs import cameras  # noqa: PLC0415
-    from appliance.author.tally import needs_of, suggest  # noqa: PLC0415
-    from appliance.author.telling import needs_lines  # noqa: PLC0415
-    from appliance.author.trial import fitted, try_out  # noqa: PLC0415
-    from appliance.console.trial import progress  # noqa: PLC0415
+    with importing():
+        from appliance.author.inputs import cameras  # noqa: PLC0415
+        from appliance.author.tally import needs_of, suggest  # noqa: PLC0415
+        from appliance.author.telling import needs_lines  # noqa: PLC0415
+        from appliance.author.trial import fitted, try_out  # noqa: PLC0415
+        from appliance.console.trial import progress  # noqa: PLC0415
 
     with clear_errors():
         config, spec = _load(config_path, log, directory, settings)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
+from appliance.cli.interrupts import importing
 from appliance.cli.options import (
     clear_errors,
     config_option,
@@ -106,9 +107,10 @@ def zipper(config_path: Path | None, state: str, log: str | None) -> None:
 @click.option("--camera", "name", metavar="NAME", help="Which camera of the configuration, where there are several.")
 def source(config_path: Path | None, state: str, log: str | None, name: str | None) -> None:
     """Run one camera alone and stream it to a zipper, on this machine or another (section [link])."""
-    from appliance.client import link_to_zipper  # noqa: PLC0415
-    from appliance.device.journal import configure_logging  # noqa: PLC0415
-    from appliance.source import Source, run_until_signalled  # noqa: PLC0415
+    with importing():
+        from appliance.client import link_to_zipper  # noqa: PLC0415
+        from appliance.device.journal import configure_logging  # noqa: PLC0415
+        from appliance.source import Source, run_until_signalled  # noqa: PLC0415
 
     with clear_errors():
         config = effective(config_path, log)
@@ -133,11 +135,12 @@ def _choose_camera(config: Config, name: str | None) -> CameraConfig:
 
 def _run_appliance(read: Callable[[], Config], state: str, *, as_json: bool, cameras: bool, again: bool) -> None:
     """``again``: the configuration is of a file, and SIGHUP has it read again. Without one, SIGHUP ends the run."""
-    from appliance.app import Appliance  # noqa: PLC0415
-    from appliance.console.plain import plain_console  # noqa: PLC0415
-    from appliance.console.run import show_summary  # noqa: PLC0415
-    from appliance.device.journal import configure_logging  # noqa: PLC0415
-    from appliance.device.state import open_state  # noqa: PLC0415
+    with importing():
+        from appliance.app import Appliance  # noqa: PLC0415
+        from appliance.console.plain import plain_console  # noqa: PLC0415
+        from appliance.console.run import show_summary  # noqa: PLC0415
+        from appliance.device.journal import configure_logging  # noqa: PLC0415
+        from appliance.device.state import open_state  # noqa: PLC0415
 
     config = read()
     configure_logging("zipper", config.log.level, config.log.format)
