@@ -60,9 +60,10 @@ class Operator:
         (directory / "handler.wasm").write_bytes(module(says or version, evil))
         for file, data in more.items():
             (directory / file).write_bytes(data)
+        deadline_ms = 60 if evil == SLOW else 5000  # a busy machine makes no good guest slow
         (directory / "handler.toml").write_text(
             f'name = "{name}"\nversion = "{version}"\nobserves = [1]\nemits = [{{ tag = {TAG} }}]\n'
-            f"limits = {{ deadline_ms = 60, memory_mb = 1 }}\n"
+            f"limits = {{ deadline_ms = {deadline_ms}, memory_mb = 1 }}\n"
         )
         return directory
 
