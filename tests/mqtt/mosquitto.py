@@ -97,6 +97,13 @@ class Mosquitto:
         self.kill()
 
 
+async def end(task: asyncio.Task[None]) -> None:
+    """A task of aiomqtt's may lose a cancellation, by Python 3.11's asyncio.wait_for: told until it has heard."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
+
+
 @dataclass(frozen=True)
 class Received:
     topic: str
@@ -123,8 +130,7 @@ class Subscriber:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await end(self._task)
 
     async def subscribed(self, value: bool = True) -> None:
         """Wait until it is (or is not) subscribed."""

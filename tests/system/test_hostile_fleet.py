@@ -10,7 +10,7 @@ from pathlib import Path
 import aiomqtt
 import pytest
 from fleet_scenes import CANARY_FRAMES, Operator, box_config, new_operator, starting
-from mosquitto import Mosquitto
+from mosquitto import Mosquitto, end
 
 from appliance import deployer
 from appliance.config import CameraConfig
@@ -37,9 +37,9 @@ class Attacker:
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await end(task)
+            if not task.cancelled():
+                await task  # why it ended
 
     async def _work(self) -> None:
         async with aiomqtt.Client("127.0.0.1", self._port, protocol=aiomqtt.ProtocolVersion.V5) as client:
